@@ -1,0 +1,3 @@
+"""Stackelberg Game Preference Optimization: the vocabulary of the notebooks."""
+
+__version__ = "0.1.0"

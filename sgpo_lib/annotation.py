@@ -1,0 +1,120 @@
+"""Prompts in, ranked preference pairs out: the model answers, a score ranks, nobody labels.
+
+The score that ranks is the implicit reward in self-annotation, and a judge's score for the labelled seed.
+"""
+
+import numpy as np
+import pandas as pd
+
+from sgpo_lib.params import GenerationParams
+from sgpo_lib.policy import Policy, generate, sequence_log_probs
+
+# What a pair keeps of each of its two responses.
+_OF_RESPONSE = ["response_ids", "finished", "log_prob", "reference_log_prob", "implicit_reward", "gold"]
+
+
+def respond(
+    policy: Policy, prompts: pd.DataFrame, generation: GenerationParams, seed: int, n_samples: int = 2
+) -> pd.DataFrame:
+    """Sample `n_samples` responses to every prompt from the policy.
+
+    Parameters
+    ----------
+    prompts : N rows with `prompt_id` and `prompt` (a list of chat messages).
+
+    Returns
+    -------
+    DataFrame, N * n_samples rows: those two columns and the columns of `sgpo_lib.policy.generate`.
+    """
+    responses = generate(policy, prompts["prompt"].tolist(), n_samples, seed, **generation.model_dump())
+    asked = prompts[["prompt_id", "prompt"]].reset_index(drop=True)
+    return asked.loc[responses.pop("prompt_index")].reset_index(drop=True).join(responses)
+
+
+def with_implicit_rewards(policy: Policy, responses: pd.DataFrame, beta: float) -> pd.DataFrame:
+    """Add `reference_log_prob` (nats, under the SFT model) and `implicit_reward` (reward units).
+
+    implicit_reward = beta * (log pi(y|x) - log pi_ref(y|x)), the R_theta of the paper; the policy's own
+    log-probability is known from sampling and is not computed again.
+    """
+    reference = sequence_log_probs(policy, responses["prompt_ids"], responses["response_ids"], reference=True)
+    return responses.assign(
+        reference_log_prob=reference, implicit_reward=beta * (responses["log_prob"] - reference)
+    )
+
+
+def rank(responses: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Pair each prompt's best response with its worst, by a score.
+
+    Parameters
+    ----------
+    responses : rows that share a `prompt_id` compete.
+    by : column of scores, higher is better.
+
+    Returns
+    -------
+    DataFrame, a row per prompt in the order of appearance: `prompt_id`, `prompt`, `prompt_ids`, the texts
+    `chosen` and `rejected`, and what else is known of each, as `chosen_<column>` and `rejected_<column>`.
+    Prompts whose responses are the same text or tie in the score hold no preference and are left out;
+    `attrs["n_without_preference"]` counts them.
+    """
+    group = responses.groupby("prompt_id", sort=False)[by]
+    best, worst = responses.loc[group.idxmax()], responses.loc[group.idxmin()]
+    best, worst = best.reset_index(drop=True), worst.reset_index(drop=True)
+    prefers = (best[by] > worst[by]) & (best["response"] != worst["response"])
+
+    pairs = best[["prompt_id", "prompt", "prompt_ids"]].copy()
+    pairs["chosen"], pairs["rejected"] = best["response"], worst["response"]
+    for column in _OF_RESPONSE:
+        if column in responses:
+            pairs[f"chosen_{column}"], pairs[f"rejected_{column}"] = best[column], worst[column]
+    pairs = pairs.rename(columns={"chosen_response_ids": "chosen_ids", "rejected_response_ids": "rejected_ids"})
+    pairs = pairs[prefers].reset_index(drop=True)
+    pairs.attrs["n_without_preference"] = int((~prefers).sum())
+    return pairs
+
+
+def with_margins(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Add `margin`, xi_i = R(x, chosen) - R(x, rejected) in reward units, and, where a gold score is known,
+    `agrees_with_gold`: whether the gold user would have chosen the same response.
+    """
+    pairs = pairs.assign(margin=pairs["chosen_implicit_reward"] - pairs["rejected_implicit_reward"])
+    if "chosen_gold" in pairs:
+        pairs["agrees_with_gold"] = pairs["chosen_gold"] > pairs["rejected_gold"]
+    return pairs
+
+
+def encode_pairs(policy: Policy, pairs: pd.DataFrame, max_prompt_length: int) -> pd.DataFrame:
+    """Prepare pairs that people labelled: token ids, and log-probabilities under the policy as it is.
+
+    Parameters
+    ----------
+    pairs : N rows with `prompt_id`, `prompt`, `chosen` and `rejected` (texts).
+
+    Returns
+    -------
+    The pairs with `prompt_ids`, `chosen_ids`, `rejected_ids`, `chosen_log_prob`, `rejected_log_prob`.
+    """
+    pairs = pairs.reset_index(drop=True)
+    pairs["prompt_ids"] = policy.encode_prompts(pairs["prompt"].tolist(), max_prompt_length)
+    full = policy.encode_prompts(pairs["prompt"].tolist())
+    for side in ("chosen", "rejected"):
+        rows = zip(pairs["prompt"], pairs[side], full, strict=True)
+        pairs[f"{side}_ids"] = [policy.encode_response(*row) for row in rows]
+    return rescore(policy, pairs)
+
+
+def rescore(policy: Policy, pairs: pd.DataFrame, beta: float | None = None) -> pd.DataFrame:
+    """Bring `chosen_log_prob` and `rejected_log_prob` up to the present policy; with `beta`, the margins too.
+
+    The ranking stays: margins of pairs that the present policy would rank the other way become negative.
+    """
+    pairs = pairs.copy()
+    responses = pairs["chosen_ids"].tolist() + pairs["rejected_ids"].tolist()
+    both = sequence_log_probs(policy, pairs["prompt_ids"].tolist() * 2, responses)
+    pairs["chosen_log_prob"], pairs["rejected_log_prob"] = np.split(both, 2)
+    if beta is None:
+        return pairs
+    for side in ("chosen", "rejected"):
+        pairs[f"{side}_implicit_reward"] = beta * (pairs[f"{side}_log_prob"] - pairs[f"{side}_reference_log_prob"])
+    return with_margins(pairs)

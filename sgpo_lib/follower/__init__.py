@@ -1,0 +1,41 @@
+"""The follower of the game: margins in, worst-case margin distribution out.
+
+Nothing here knows about language models. Importing this package loads numpy alone; CVXPY, SciPy,
+scikit-learn and torch are loaded by the functions that need them.
+"""
+
+from sgpo_lib.follower.compare import side_by_side
+from sgpo_lib.follower.differentiable import sgpo_loss
+from sgpo_lib.follower.exact import closed_form_value, grouped, worst_case
+from sgpo_lib.follower.loss import Loss, Pieces, logistic_loss, negative_log, piecewise, tangents
+from sgpo_lib.follower.program import convex_program
+from sgpo_lib.follower.radius import CalibratedRadius, calibrated_radius, shift_radius
+from sgpo_lib.follower.result import Atoms, Moves, WorstCase
+from sgpo_lib.follower.slsqp import published
+from sgpo_lib.follower.support import SUPPORT_RULES, QuantileSupport, RangeSupport, Support
+
+__all__ = [
+    "SUPPORT_RULES",
+    "Atoms",
+    "CalibratedRadius",
+    "Loss",
+    "Moves",
+    "Pieces",
+    "QuantileSupport",
+    "RangeSupport",
+    "Support",
+    "WorstCase",
+    "calibrated_radius",
+    "closed_form_value",
+    "convex_program",
+    "grouped",
+    "logistic_loss",
+    "negative_log",
+    "piecewise",
+    "published",
+    "sgpo_loss",
+    "shift_radius",
+    "side_by_side",
+    "tangents",
+    "worst_case",
+]

@@ -1,0 +1,102 @@
+"""Radii that follow from data, where the paper fixes one by hand."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sgpo_lib.follower.inputs import checked_margins
+
+
+@dataclass(frozen=True)
+class CalibratedRadius:
+    """A radius implied by label errors, with the model of those errors.
+
+    Attributes
+    ----------
+    radius : float
+        In margin units.
+    intercept, slope : float
+        c0 and c1 of the flip probability sigma(-(c0 + c1 x)); c1 in inverse margin units.
+    n_flips, n_labelled : int
+        How often the human order contradicted the implicit reward, and of how many labelled pairs.
+    """
+
+    radius: float
+    intercept: float
+    slope: float
+    n_flips: int
+    n_labelled: int
+
+    def flip_probability(self, margins) -> np.ndarray:
+        """Return the probability that a human would order each pair the other way, shape (N,)."""
+        return _sigmoid(-(self.intercept + self.slope * np.asarray(margins, dtype=float)))
+
+
+def calibrated_radius(margins, labelled_margins) -> CalibratedRadius:
+    """Return the radius that reaches the true labels, given how often the implicit reward is wrong.
+
+    Turning pair i over moves its margin from x_i to -x_i over a distance 2|x_i|. So the margins under the
+    true labels lie within W1 distance (2/N) sum_i p(x_i) |x_i| in expectation, for flip probabilities p. A
+    logistic regression on labelled pairs gives p(x) = sigma(-(c0 + c1 x)), with x the margin in the order
+    that the implicit reward prefers and the human's contradiction of that order as outcome.
+
+    Parameters
+    ----------
+    margins : array_like, shape (N,)
+        This round's margins, of the pairs to train on.
+    labelled_margins : array_like, shape (M,)
+        Implicit reward of the human's chosen response less that of the rejected one, on labelled pairs the
+        policy was not trained on. Negative where human and policy disagree.
+
+    Returns
+    -------
+    CalibratedRadius
+        If all labelled pairs agree, or none does, no curve can be fitted; the flip probability is then the
+        same for every pair, (flips + 1) / (pairs + 2) by the rule of succession.
+
+    Raises
+    ------
+    ValueError
+        If either array is empty, NaN or infinite.
+    """
+    margins, labelled = checked_margins(margins), checked_margins(labelled_margins)
+    flipped = labelled < 0
+    n_flips = int(flipped.sum())
+    if 0 < n_flips < labelled.size:
+        from sklearn.linear_model import LogisticRegression
+
+        # The regression penalises the slope, so it should not depend on the units of the reward.
+        scale = np.abs(labelled).mean()
+        fit = LogisticRegression().fit(np.abs(labelled)[:, None] / scale, ~flipped)
+        intercept, slope = float(fit.intercept_[0]), float(fit.coef_[0, 0] / scale)
+    else:
+        intercept, slope = float(np.log((labelled.size - n_flips + 1) / (n_flips + 1))), 0.0
+    radius = 2 * float(np.mean(_sigmoid(-(intercept + slope * margins)) * np.abs(margins)))
+    return CalibratedRadius(radius, intercept, slope, n_flips, labelled.size)
+
+
+def shift_radius(before, after) -> float:
+    """Return the W1 distance between the margins of two rounds: how far margins drift in one round.
+
+    Parameters
+    ----------
+    before, after : array_like, shapes (N,) and (M,)
+        The sizes may differ; equal ones give the mean absolute difference of the sorted margins.
+
+    Returns
+    -------
+    float, in margin units.
+
+    Raises
+    ------
+    ValueError
+        If either array is empty, NaN or infinite.
+    """
+    from scipy.stats import wasserstein_distance
+
+    return float(wasserstein_distance(checked_margins(before), checked_margins(after)))
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    # Written with tanh, it overflows nowhere.
+    return 0.5 * (1 + np.tanh(0.5 * x))

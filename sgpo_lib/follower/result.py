@@ -1,0 +1,184 @@
+"""What a follower returns, whichever solver it is: one worst-case distribution and the proof of its value."""
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from sgpo_lib.follower.loss import Loss, Pieces
+
+
+class Moves(NamedTuple):
+    """Mass that leaves its margin: a fraction of pair i goes to a target. A pair may have several moves.
+
+    Attributes
+    ----------
+    pair : ndarray of int, shape (M,)
+    target : ndarray, shape (M,)
+        In the units of the margins.
+    fraction : ndarray, shape (M,)
+        Of the pair's own mass 1/N, in (0, 1].
+    """
+
+    pair: np.ndarray
+    target: np.ndarray
+    fraction: np.ndarray
+
+
+class Atoms(NamedTuple):
+    """A discrete distribution over margins, with the pair that each atom came from.
+
+    Attributes
+    ----------
+    position : ndarray, shape (A,)
+    weight : ndarray, shape (A,)
+        Sums to 1.
+    pair : ndarray of int, shape (A,)
+    """
+
+    position: np.ndarray
+    weight: np.ndarray
+    pair: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class WorstCase:
+    """A worst-case margin distribution in a W1 ball around N margins, all arrays in the caller's order.
+
+    Attributes
+    ----------
+    value : float
+        Expected loss under the worst case.
+    dual_value : float
+        An upper bound of every value in the ball. ``dual_value - value`` is the certificate: at rounding
+        level, it proves that the value is optimal.
+    price : float
+        lambda*, the dual variable of the budget: how much the value rises per unit of radius.
+    nominal : float
+        Expected loss without the adversary.
+    margins : ndarray, shape (N,)
+        The centre: the caller's margins, clipped to the support.
+    support : (a, b)
+    radius : float
+        Transport allowed, in margin units per pair.
+    transport : float
+        Transport spent, in margin units per pair.
+    n_clipped : int
+        How many margins lay outside the support.
+    moves : Moves
+        Where mass went; all other mass stays at its margin.
+    loss : function of an array
+    max_transport : float
+        Limit on the transport of each pair, in margin units; infinite if there is none.
+    """
+
+    value: float
+    dual_value: float
+    price: float
+    nominal: float
+    margins: np.ndarray = field(repr=False)
+    support: tuple[float, float]
+    radius: float
+    transport: float
+    n_clipped: int
+    moves: Moves = field(repr=False)
+    loss: Loss = field(repr=False)
+    max_transport: float = math.inf
+
+    @property
+    def gap(self) -> float:
+        """The certificate ``dual_value - value``."""
+        return self.dual_value - self.value
+
+    @cached_property
+    def moved(self) -> np.ndarray:
+        """t_i, shape (N,): the fraction of pair i that the adversary moves."""
+        return self._sum_over_moves(self.moves.fraction)
+
+    @cached_property
+    def displacement(self) -> np.ndarray:
+        """d_i, shape (N,): how far down the moved part of pair i goes, on average; 0 where nothing moves.
+
+        For the exact follower this is the margin's distance to a.
+        """
+        pair = self.moves.pair
+        distance = self._sum_over_moves(self.moves.fraction * (self.margins[pair] - self.moves.target))
+        # A pair with several moves is assigned the same quotient several times, not divided again.
+        distance[pair] = distance[pair] / self.moved[pair]
+        return distance
+
+    def atoms(self) -> Atoms:
+        """Return the distribution itself: the mass that stays, in pair order, then the mass that moves."""
+        stays = np.flatnonzero(self.moved < 1)
+        position = np.concatenate([self.margins[stays], self.moves.target])
+        fraction = np.concatenate([1 - self.moved[stays], self.moves.fraction])
+        return Atoms(position, fraction / self.margins.size, np.concatenate([stays, self.moves.pair]))
+
+    def pair_weights(self) -> np.ndarray:
+        """Return w_i = sum_k s_ik, shape (N,): the weights of the paper's Algorithm 1, line 7.
+
+        The constraint of Theorem 3.3 makes every one of them 1, so weighting by them is plain DPO.
+        """
+        atoms = self.atoms()
+        return np.bincount(atoms.pair, atoms.weight, self.margins.size) * self.margins.size
+
+    def worst_case_margins(self) -> np.ndarray:
+        """Return xi_i - t_i d_i, shape (N,): where each pair's mass lies on average in the worst case."""
+        return self.margins - self.moved * self.displacement
+
+    def masses_and_shifts(self, pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
+        """Return (s, q) of Theorem 3.3, each of shape (N, K).
+
+        Each atom is booked under the piece that is active where it lies: s_ik is the fraction of pair i
+        there, q_ik its displacement times s_ik, so that its position is xi_i - q_ik / s_ik.
+
+        Parameters
+        ----------
+        pieces : Pieces
+            The K lines, in the space of the margins.
+        """
+        atoms = self.atoms()
+        active = np.argmax(np.multiply.outer(atoms.position, pieces.slopes) + pieces.intercepts, axis=1)
+        fraction = atoms.weight * self.margins.size
+        shift = fraction * (self.margins[atoms.pair] - atoms.position)
+        shape = (self.margins.size, len(pieces))
+        cell = np.ravel_multi_index((atoms.pair, active), shape)
+        s, q = (np.bincount(cell, x, minlength=shape[0] * shape[1]).reshape(shape) for x in (fraction, shift))
+        return s, q
+
+    def _sum_over_moves(self, weights: np.ndarray) -> np.ndarray:
+        return np.bincount(self.moves.pair, weights, minlength=self.margins.size)
+
+
+def concatenate(parts: list[WorstCase], n_clipped: int) -> WorstCase:
+    """Join the worst cases of consecutive groups of pairs, each group weighted by its size.
+
+    The price is the mean of the groups' prices, which is how fast the joint value rises with their common
+    radius. All parts must share support, loss and radius.
+    """
+    sizes = np.array([part.margins.size for part in parts])
+    starts = np.cumsum(sizes) - sizes
+
+    def mean(name: str) -> float:
+        return float(np.average([getattr(part, name) for part in parts], weights=sizes))
+
+    return WorstCase(
+        value=mean("value"),
+        dual_value=mean("dual_value"),
+        price=mean("price"),
+        nominal=mean("nominal"),
+        margins=np.concatenate([part.margins for part in parts]),
+        support=parts[0].support,
+        radius=parts[0].radius,
+        transport=mean("transport"),
+        n_clipped=n_clipped,
+        moves=Moves(
+            np.concatenate([part.moves.pair + start for part, start in zip(parts, starts, strict=True)]),
+            np.concatenate([part.moves.target for part in parts]),
+            np.concatenate([part.moves.fraction for part in parts]),
+        ),
+        loss=parts[0].loss,
+        max_transport=parts[0].max_transport,
+    )

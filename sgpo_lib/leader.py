@@ -1,0 +1,167 @@
+"""The leader's move: pairs and their worst case in, updated policy out, by TRL's DPOTrainer.
+
+Knows how a worst-case distribution becomes rows to train on; the optimisation is TRL's.
+"""
+
+import tempfile
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from sgpo_lib.params import TrainingParams
+from sgpo_lib.policy import Policy
+
+
+def with_references(pairs: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """Add TRL's `ref_chosen_logps` and `ref_rejected_logps` (nats) from what annotation already knows.
+
+    Parameters
+    ----------
+    reference : "previous": the policy that answered, pi_{t-1}, so every margin restarts at 0;
+        "initial": the SFT model, so every margin starts where the follower found it.
+    """
+    known = {"previous": "log_prob", "initial": "reference_log_prob"}[reference]
+    return pairs.assign(ref_chosen_logps=pairs[f"chosen_{known}"], ref_rejected_logps=pairs[f"rejected_{known}"])
+
+
+def transport_rows(pairs: pd.DataFrame, moved: np.ndarray, displacement: np.ndarray, beta: float) -> pd.DataFrame:
+    """Turn a worst-case distribution into weighted rows for DPO.
+
+    Row i of the centre splits into a part 1 - t_i that stays and a part t_i whose margin is d_i lower
+    throughout training. A lower margin is a larger reference log-ratio,
+
+        beta * (Delta - Delta_ref) - d = beta * (Delta - (Delta_ref + d / beta)),
+
+    so no loss function needs to know about it.
+
+    Parameters
+    ----------
+    pairs : N rows with `ref_chosen_logps`.
+    moved, displacement : t_i and d_i (margin units), each of shape (N,).
+    beta : the DPO temperature.
+
+    Returns
+    -------
+    N to 2 N rows with `weight`, of mean 1: the mean of weight * loss over the rows is E_{alpha*}[loss].
+    """
+    moved, displacement = np.asarray(moved, float), np.asarray(displacement, float)
+    stays = pairs.assign(weight=1 - moved)
+    shifted = pairs.assign(weight=moved, ref_chosen_logps=pairs["ref_chosen_logps"] + displacement / beta)
+    rows = pd.concat([stays, shifted])
+    rows = rows[rows["weight"] > 0].sort_index(kind="stable").reset_index(drop=True)
+    return rows.assign(weight=rows["weight"] * len(rows) / rows["weight"].sum())
+
+
+@dataclass
+class _WeightCollator(DataCollatorForPreference):
+    """Passes the rows' weights on beside TRL's own batch."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super().torch_call(examples)
+        batch["weight"] = torch.tensor([example.get("weight", 1.0) for example in examples])
+        return batch
+
+
+class WeightedDPOTrainer(DPOTrainer):
+    """TRL's DPOTrainer for preference datasets with a `weight` column: the loss is mean(weight * loss).
+
+    Two more columns are used where the dataset has them: reference log-probabilities (`ref_chosen_logps`,
+    `ref_rejected_logps`), which are then not computed, and token ids (`prompt_ids`, `chosen_ids`,
+    `rejected_ids`), which are then not made from text again. Supports the sigmoid loss.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        config = kwargs.get("args")
+        if config is not None and list(config.loss_type) != ["sigmoid"]:
+            raise ValueError(f"WeightedDPOTrainer supports loss_type='sigmoid', not {config.loss_type}.")
+        super().__init__(*args, **kwargs)
+        collator = self.data_collator
+        self.data_collator = _WeightCollator(
+            collator.pad_token_id, collator.max_length, collator.truncation_mode, collator.pad_to_multiple_of
+        )
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if {"prompt_ids", "chosen_ids", "rejected_ids"} <= set(dataset.column_names):
+            return dataset
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if "weight" not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, "weight"]
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        batch = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+        # TRL's fused head: per-token log-probabilities through the wrapped model, so FSDP and DeepSpeed see it.
+        log_probs = model(**batch, labels=labels, fused_lm_head=True, use_cache=False).log_probs.sum(dim=1)
+        chosen, rejected = log_probs.chunk(2)
+        if "ref_chosen_logps" in inputs:
+            ref_chosen, ref_rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        else:
+            reference_inputs = {key: value for key, value in inputs.items() if key != "weight"}
+            ref_chosen, ref_rejected = self.compute_ref_log_probs(self.ref_model or self.model, reference_inputs)
+        chosen_rewards, rejected_rewards = self.beta * (chosen - ref_chosen), self.beta * (rejected - ref_rejected)
+        margins = chosen_rewards - rejected_rewards
+        loss = (inputs["weight"] * -F.logsigmoid(margins)).mean()
+
+        mode = "train" if self.model.training else "eval"
+        for name, values in {
+            "rewards/chosen": chosen_rewards,
+            "rewards/rejected": rejected_rewards,
+            "rewards/margins": margins,
+            "rewards/accuracies": (margins > 0).float(),
+        }.items():
+            self._metrics[mode][name].append(self.accelerator.gather(values.detach()).mean().item())
+        return (loss, {}) if return_outputs else loss
+
+
+def train(
+    policy: Policy, rows: pd.DataFrame, training: TrainingParams, beta: float, seed: int
+) -> pd.DataFrame:
+    """Train the policy in place by weighted DPO.
+
+    Parameters
+    ----------
+    rows : with `prompt_ids`, `chosen_ids`, `rejected_ids`, `ref_chosen_logps`, `ref_rejected_logps` and
+        `weight`.
+    seed : fixes the order of the rows and a fresh adapter's start.
+
+    Returns
+    -------
+    DataFrame, a row per logged step: `step`, `epoch`, `loss`, `rewards/margins`, `rewards/accuracies`, ...
+    """
+    policy.make_trainable(seed)
+    columns = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps", "weight"]
+    options = training.model_dump(include=set(TrainingParams.model_fields))
+    with tempfile.TemporaryDirectory() as scratch:
+        config = DPOConfig(
+            output_dir=scratch,
+            beta=beta,
+            seed=seed,
+            bf16=policy.computes_in_bfloat16,
+            use_cpu=policy.device.type == "cpu",
+            save_strategy="no",
+            dataloader_pin_memory=policy.device.type == "cuda",
+            **options,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            trainer = WeightedDPOTrainer(
+                model=policy.model,
+                args=config,
+                train_dataset=Dataset.from_pandas(rows[columns], preserve_index=False),
+                processing_class=policy.tokenizer,
+            )
+            trainer.train()
+    policy.model.eval()
+    log = pd.DataFrame([entry for entry in trainer.state.log_history if "loss" in entry])
+    return log.drop(columns=[name for name in log if name.startswith("total")])

@@ -1,0 +1,248 @@
+"""What a run is asked to do: typed, validated, one section per step of the method.
+
+A params file is YAML. Its names are those of TRL, PEFT and transformers wherever these have one.
+This module knows nothing of what the values are used for.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class LoraParams(_Section):
+    """Low-rank adapter; names as in `peft.LoraConfig`."""
+
+    r: Count = 16
+    lora_alpha: Positive = 32
+    lora_dropout: Share = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+class ModelParams(_Section):
+    """The language model that is both the leader and, with its adapter off, the SFT reference."""
+
+    name_or_path: str = Field(description="'smollm2-135m' (embedded), a folder, or a hub id")
+    revision: str | None = None
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attn_implementation: str | None = None
+    lora: LoraParams | None = Field(None, description="null trains all weights")
+
+
+class DataParams(_Section):
+    """Where prompts and seed labels come from, and how many go where."""
+
+    source: str = Field(description="'builtin', a local .jsonl/.json/.parquet file, or a hub dataset id")
+    split: str = "train"
+    n_seed: Count = Field(description="prompts whose pairs are labelled by the judge or by people")
+    n_prompts: list[Count] = Field(min_length=1, description="prompts of each round")
+    n_evaluation: Count = Field(description="held-out prompts; never trained on, the same for every seed")
+    shuffle_seed: int = 42
+    reshuffle: bool = Field(False, description="let the run's seed draw its own seed and round prompts")
+
+
+class GenerationParams(_Section):
+    """Sampling of responses; names as in `transformers.GenerationConfig`."""
+
+    temperature: Positive = 0.7
+    max_new_tokens: Count = 300
+    max_prompt_length: Count = 512
+    batch_size: Count = 64
+
+
+class GoldParams(_Section):
+    """The simulated user: sentiment less a penalty per word past a limit."""
+
+    word_limit: Count = 30
+    word_penalty: float = Field(0.02, ge=0)
+
+
+class TrainingParams(_Section):
+    """One DPO training; names as in `trl.DPOConfig`."""
+
+    learning_rate: Positive
+    num_train_epochs: Positive = 1
+    per_device_train_batch_size: Count = 8
+    gradient_accumulation_steps: Count = 1
+    lr_scheduler_type: str = "linear"
+    warmup_steps: float = Field(0.1, ge=0, description="below 1: share of all steps")
+    max_length: Count = 1024
+    max_grad_norm: Positive = 1.0
+    weight_decay: float = Field(0.0, ge=0)
+    optim: str = "adamw_torch"
+    gradient_checkpointing: bool = False
+    logging_steps: Count = 1
+    report_to: str | list[str] = "none"
+
+
+class SupportRule(_Section):
+    """How the window of admissible margins follows from the margins themselves."""
+
+    rule: Literal["range", "quantile"] = "range"
+    tau: float = Field(0.1, ge=0, description="rule 'range': [min - tau, max + tau], in margin units")
+    q: float = Field(0.01, ge=0, lt=0.5, description="rule 'quantile': the q and 1 - q quantiles")
+
+
+class FollowerParams(_Section):
+    """The adversary: a Wasserstein-1 ball around the empirical margin distribution."""
+
+    radius: float = Field(0.01, ge=0, description="mean transport per pair, in margin units")
+    support: SupportRule | tuple[float, float] = SupportRule()
+
+
+class LeaderParams(TrainingParams):
+    """How the worst case enters the policy's update."""
+
+    mode: Literal["transport"] = "transport"
+    reference: Literal["previous", "initial"] = "previous"
+    accumulate: bool = Field(False, description="train round t on the pairs of rounds 1..t")
+
+
+class EvaluationParams(_Section):
+    """Intervals of the evaluation."""
+
+    confidence: float = Field(0.95, gt=0, lt=1)
+    n_bootstrap: Count = 10_000
+
+
+class Params(_Section):
+    """Everything one run is asked to do. `name` and `root` are where the file was found."""
+
+    name: str
+    root: Path = Field(exclude=True)
+    output_dir: str = Field("runs", exclude=True)
+
+    model: ModelParams
+    data: DataParams
+    beta: Positive = 0.1
+    generation: GenerationParams = GenerationParams()
+    gold: GoldParams | None = GoldParams()
+    seed_dpo: TrainingParams
+    follower: FollowerParams = FollowerParams()
+    leader: LeaderParams
+    evaluation: EvaluationParams = EvaluationParams()
+
+    @property
+    def n_rounds(self) -> int:
+        """Number of self-annotation rounds T."""
+        return len(self.data.n_prompts)
+
+    def flat(self, sections: list[str] | None = None) -> dict[str, Any]:
+        """The values as `{dotted key: JSON value}`, of all or only of the named top-level sections."""
+        values = self.model_dump(mode="json")
+        return _flatten({key: values[key] for key in sections or values if key != "name"})
+
+
+def load_params(params_file: str | Path, overrides: dict[str, Any] | None = None) -> Params:
+    """Read and validate a params file, with dotted-key overrides laid over it.
+
+    Parameters
+    ----------
+    params_file : path of the YAML file. A relative path is looked for in the working directory and
+        then in its parents, so that a notebook finds it from wherever it is run. The folder that holds
+        its `params/` folder is the root that `output_dir` and local data files are relative to.
+    overrides : e.g. ``{"follower.radius": 0.03}``.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError : naming the file, each offending key, and the nearest valid one.
+    """
+    path, root = _find(Path(params_file))
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold sections such as 'model:' and 'data:', but holds {values!r}.")
+
+    for key, value in (overrides or {}).items():
+        _set(values, key, value)
+    problems = _unknown_keys(values, Params, "")
+    if not problems:
+        try:
+            return Params(**{**values, "name": path.stem, "root": root})
+        except ValidationError as error:
+            problems = [_explain(item) for item in error.errors()]
+    listing = "\n  ".join(problems)
+    raise ValueError(f"{path}{' with overrides' if overrides else ''} cannot be used:\n  {listing}")
+
+
+def _find(path: Path) -> tuple[Path, Path]:
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / path).is_file():
+            found = (folder / path).resolve()
+            root = next((parent.parent for parent in found.parents if parent.name == "params"), found.parent)
+            return found, root
+    available = sorted(file.name for file in (here / path).parent.glob("*.yaml"))
+    hint = f" There are: {', '.join(available)}." if available else ""
+    raise FileNotFoundError(f"No params file {str(path)!r} in {here} or the folders above it.{hint}")
+
+
+def _set(values: dict, key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.get(section)
+        values[section] = dict(inner) if isinstance(inner, dict) else {}
+        values = values[section]
+    values[last] = value
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, dict) and values:
+        rows: dict[str, Any] = {}
+        for key, value in values.items():
+            rows |= _flatten(value, f"{prefix}.{key}" if prefix else key)
+        return rows
+    return {prefix: values}
+
+
+def _section_types(annotation: Any) -> list[type[_Section]]:
+    if get_origin(annotation) in (Union, type(int | str)):
+        return [kind for part in get_args(annotation) for kind in _section_types(part)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, _Section) else []
+
+
+def _keys(model: type[_Section], prefix: str) -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(f"{prefix}{name}")
+        for section in _section_types(field.annotation):
+            keys += _keys(section, f"{prefix}{name}.")
+    return keys
+
+
+def _unknown_keys(values: dict, model: type[_Section], prefix: str) -> list[str]:
+    problems = []
+    for key, value in values.items():
+        if key not in model.model_fields or f"{prefix}{key}" in ("name", "root"):
+            dotted = f"{prefix}{key}"
+            same_level = [name for name in _keys(model, prefix) if name.count(".") == dotted.count(".")]
+            near = difflib.get_close_matches(dotted, same_level, 1, 0.5)
+            near = near or difflib.get_close_matches(dotted, _keys(Params, ""), 1, 0.3)
+            hint = f"; did you mean '{near[0]}'?" if near else "."
+            problems.append(f"'{dotted}' is not a parameter{hint}")
+            continue
+        for section in _section_types(model.model_fields[key].annotation):
+            if isinstance(value, dict):
+                problems += _unknown_keys(value, section, f"{prefix}{key}.")
+    return problems
+
+
+def _explain(error: dict) -> str:
+    names = [str(part) for part in error["loc"] if not (isinstance(part, str) and part[:1].isupper())]
+    where = ".".join(name for name in names if "[" not in name)
+    if error["type"] == "missing":
+        return f"'{where}' is missing."
+    return f"'{where}' is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}."

@@ -1,0 +1,327 @@
+"""Pictures of the follower: what the adversary does to the margins, what it costs, and who computes it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from sgpo_lib.follower import Support, WorstCase, grouped, logistic_loss, piecewise, tangents, worst_case
+from sgpo_lib.plots.style import COLORS, new_figure
+
+_MARGIN = "margin ξ (reward units)"
+_RADIUS = "radius ε (reward units per pair)"
+_VALUE = "expected loss (nats)"
+
+
+def margins_and_worst_case(worst_case: WorstCase, bins: int = 60, unit: str = _MARGIN) -> Figure:
+    """Draw the loss over the margins, and the margins before and after the adversary.
+
+    Above, the chord from the loss at a to the loss at the last margin that moves has slope -λ*. Below, the
+    mass that leaves the lowest margins piles up at a; the axis is logarithmic, because that mass is small.
+    """
+    figure, (above, below) = new_figure(
+        2, 1, width=6.4, height=2.6, sharex=True, gridspec_kw={"height_ratios": [1, 1.25]}
+    )
+    low, high = worst_case.support
+    room = 0.03 * (high - low)
+    grid = np.linspace(low, high, 400)
+    losses = worst_case.loss(grid)
+    above.plot(grid, losses, color=COLORS["bound"], label="loss ℓ(ξ)")
+    moved = worst_case.moved > 0
+    if moved.any():
+        boundary = worst_case.margins[moved].max()
+        ends = np.array([low, boundary])
+        above.plot(
+            ends,
+            worst_case.loss(ends),
+            "o--",
+            color=COLORS["follower"],
+            markersize=4,
+            label=f"chord, slope −λ* = −{worst_case.price:.3g}",
+        )
+        for axes in (above, below):
+            axes.axvspan(low, boundary, color=COLORS["follower"], alpha=0.1, lw=0)
+    above.axhline(
+        worst_case.nominal, color=COLORS["leader"], lw=1, label=f"mean loss {worst_case.nominal:.4g}"
+    )
+    above.axhline(
+        worst_case.value, color=COLORS["follower"], lw=1, label=f"worst-case mean {worst_case.value:.4g}"
+    )
+    above.set(ylabel="loss (nats)")
+    above.legend(frameon=False, loc="upper right")
+    _title(above, "The loss and the price of transport")
+
+    edges = np.linspace(low, high, bins + 1)
+    atoms = worst_case.atoms()
+    n_pairs = worst_case.margins.size
+    before, _ = np.histogram(worst_case.margins, edges)
+    after, _ = np.histogram(atoms.position, edges, weights=atoms.weight * n_pairs)
+    below.stairs(before, edges, fill=True, color=COLORS["sky"], alpha=0.5, label="margins α̂")
+    below.stairs(after, edges, color=COLORS["follower"], lw=1.4, label="worst case α*")
+    below.set_yscale("symlog", linthresh=1)
+    below.set(xlabel=unit, ylabel=f"pairs a bin, of {n_pairs:,}", xlim=(low - room, high + room))
+    below.set_ylim(bottom=0)
+    below.legend(frameon=False, loc="upper right")
+    share = worst_case.moved.mean()
+    _title(below, f"ε = {worst_case.radius:.3g} moves {share:.2%} of the mass to a = {_signed(low)}")
+    return figure
+
+
+def knapsack(worst_case: WorstCase, span: float = 3.0) -> Figure:
+    """Draw the follower as a knapsack: each pair a bar, as wide as its cost and as tall as its yield.
+
+    Parameters
+    ----------
+    span : float > 1
+        Where the horizontal axis ends, in radii; pairs beyond it are left out.
+    """
+    figure, axes = new_figure(width=6.0, height=3.6)
+    low, _ = worst_case.support
+    ordered = np.sort(worst_case.margins)
+    distance = ordered - low
+    # A pair at a costs nothing and yields nothing: it has no bar.
+    ordered, distance = ordered[distance > 0], distance[distance > 0]
+    if distance.size == 0:
+        raise ValueError("all margins lie at the lower end of the support, so there is no knapsack to draw")
+    slopes = (worst_case.loss(np.array([low])) - worst_case.loss(ordered)) / distance
+    widths = np.minimum(distance, worst_case.max_transport) / worst_case.margins.size
+    edges = np.concatenate([[0], np.cumsum(widths)])
+    end = min(edges[-1], span * worst_case.radius) if worst_case.radius > 0 else edges[-1]
+    shown = int(np.searchsorted(edges, end)) if end < edges[-1] else slopes.size
+    slopes, edges = slopes[:shown], edges[: shown + 1]
+
+    axes.stairs(slopes, edges, color=COLORS["reference"], lw=1, label="chord slope s(ξ), lowest margin first")
+    taken = np.minimum(edges, worst_case.radius)
+    axes.stairs(
+        slopes,
+        taken,
+        fill=True,
+        color=COLORS["follower"],
+        alpha=0.3,
+        label=f"moved: gains {worst_case.value - worst_case.nominal:.4g} in all",
+    )
+    axes.axvline(worst_case.radius, color=COLORS["bound"], lw=1, ls=":")
+    axes.axhline(
+        worst_case.price, color=COLORS["follower"], lw=1, ls="--", label=f"price λ* = {worst_case.price:.4g}"
+    )
+    lowest, highest = min(slopes.min(), worst_case.price), max(slopes.max(), worst_case.price)
+    room = 0.15 * max(highest - lowest, 1e-3 * max(highest, 1e-12))
+    axes.set(
+        xlabel="transport (reward units per pair)",
+        ylabel="loss gained per unit of transport",
+        xlim=(0, end),
+        ylim=(lowest - room, highest + 2.2 * room),
+    )
+    if worst_case.radius <= end:
+        axes.annotate(
+            f" budget ε = {worst_case.radius:.3g}",
+            (worst_case.radius, lowest - room),
+            xytext=(2, 4),
+            textcoords="offset points",
+        )
+    axes.legend(frameon=False, loc="upper right")
+    _title(axes, "The adversary buys the steepest chords first")
+    return figure
+
+
+def value_against_radius(
+    margins: np.ndarray,
+    support: Support | None,
+    radii: Sequence[float],
+    marked: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw the worst-case loss and its price against the radius, with named radii marked.
+
+    Parameters
+    ----------
+    margins : ndarray, shape (N,)
+    radii : sequence of positive float, ascending
+        The axis is logarithmic.
+    marked : mapping of a name to a radius, for instance {"fixed": 0.01, "calibrated": 0.2}
+    """
+    marked = dict(marked or {})
+    radii = np.unique(np.concatenate([radii, [r for r in marked.values() if r > 0]]))
+    solutions = [worst_case(margins, radius, support) for radius in radii]
+    values, prices = (np.array([getattr(s, name) for s in solutions]) for name in ("value", "price"))
+    nominal = solutions[0].nominal
+
+    figure, (left, right) = new_figure(1, 2, width=4.4, height=3.4, sharex=True)
+    left.plot(radii, values, color=COLORS["follower"], label="worst case V(ε)")
+    left.plot(radii, nominal + radii, color=COLORS["bound"], lw=1, ls=":", label="no support: mean loss + ε")
+    left.axhline(nominal, color=COLORS["leader"], lw=1, label="mean loss")
+    left.set(xscale="log", xlabel=_RADIUS, ylabel=_VALUE)
+    left.set_ylim(nominal - 0.05 * np.ptp(values), nominal + 1.25 * (values.max() - nominal))
+    _title(left, "Value")
+    right.plot(radii, prices, color=COLORS["follower"])
+    right.set(xlabel=_RADIUS, ylabel="price λ* = dV/dε", ylim=(0, None))
+    _title(right, "Price of the radius")
+    palette = [COLORS[name] for name in ("gold", "dpo", "accent", "sky")]
+    for index, (name, radius) in enumerate(marked.items()):
+        color = palette[index % len(palette)]
+        left.axvline(radius, color=color, lw=1.5, label=f"{name}: ε = {radius:.3g}")
+        right.axvline(radius, color=color, lw=1.5)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def tangent_error(
+    margins: np.ndarray, radius: float, support: tuple[float, float], n_pieces: Sequence[int] = range(2, 34)
+) -> Figure:
+    """Draw what K tangents cost: the largest error of the loss, and the value they give.
+
+    Parameters
+    ----------
+    support : (a, b)
+        The window over which the tangents are spread.
+    n_pieces : sequence of int
+        The K to draw. The nested ones among them (2, 3, 5, 9, 17, ...) are joined: Proposition 3.2 says that
+        the value rises along them, and only along them.
+    """
+    n_pieces = np.unique(np.asarray(n_pieces, dtype=int))
+    grid = np.linspace(*support, 20001)
+    exact = worst_case(margins, radius, support)
+    lines = [piecewise(tangents(int(k), support)) for k in n_pieces]
+    errors = np.array([(logistic_loss(grid) - line(grid)).max() for line in lines])
+    values = np.array([worst_case(margins, radius, support, line).value for line in lines])
+    nested = np.isin(n_pieces, 1 + 2 ** np.arange(16))
+
+    figure, (left, right) = new_figure(1, 2, width=4.4, height=3.4, sharex=True)
+    for axes, heights in ((left, errors), (right, values)):
+        axes.plot(n_pieces, heights, "o", color=COLORS["sky"], markersize=4, label="K evenly spread tangents")
+        axes.plot(
+            n_pieces[nested],
+            heights[nested],
+            "o-",
+            color=COLORS["leader"],
+            markersize=5,
+            label="nested tangents",
+        )
+        axes.set(xscale="log", xlabel="number of tangents K")
+        ticks = [k for k in (2, 3, 5, 9, 17, 33, 65, 129) if n_pieces[0] <= k <= n_pieces[-1]]
+        axes.set_xticks(ticks, labels=[str(k) for k in ticks])
+        axes.minorticks_off()
+    left.set(yscale="log", ylabel="largest error of the loss (nats)")
+    _title(left, "Tangents lie below the loss")
+    right.axhline(exact.value, color=COLORS["follower"], lw=1, label=f"exact loss: {exact.value:.4g}")
+    right.axhline(
+        exact.nominal, color=COLORS["bound"], lw=1, ls=":", label=f"no adversary: {exact.nominal:.4g}"
+    )
+    right.set(ylabel=f"worst-case {_VALUE}")
+    right.legend(frameon=False, loc="lower right", fontsize="small")
+    _title(right, f"Value at ε = {radius:.3g}")
+    return figure
+
+
+def grouping_cost(
+    margins: np.ndarray, radius: float, support: Support | None, group_sizes: Sequence[int]
+) -> Figure:
+    """Draw the part of the adversary's gain that is lost when groups of pairs cannot share a budget.
+
+    Parameters
+    ----------
+    group_sizes : sequence of int
+        G, from 1 to the number of pairs.
+    """
+    sizes = np.unique(np.asarray(group_sizes, dtype=int))
+    whole = worst_case(margins, radius, support)
+    gains = np.array([grouped(margins, radius, int(size), support).value for size in sizes]) - whole.nominal
+    lost = 1 - gains / (whole.value - whole.nominal)
+
+    figure, axes = new_figure(width=5.0, height=3.4)
+    axes.plot(sizes, lost, "o-", color=COLORS["follower"], markersize=4, label="groups")
+    axes.axhline(0, color=COLORS["leader"], lw=1, label=f"all {whole.margins.size:,} pairs at once")
+    paper = [size for size in (100, 200, 300) if size in sizes]
+    if paper:
+        axes.plot(
+            paper,
+            lost[np.isin(sizes, paper)],
+            "s",
+            color=COLORS["gold"],
+            markersize=7,
+            label="G = " + ", ".join(map(str, paper)) + " of the paper's Table 4",
+        )
+    axes.set(xscale="log", xlabel="group size G (pairs)", ylabel="adversary's gain lost to grouping")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(frameon=False)
+    _title(axes, f"What grouping costs at ε = {radius:.3g}")
+    return figure
+
+
+def solvers_side_by_side(table: pd.DataFrame | list[dict]) -> Figure:
+    """Draw the rows of `sgpo_lib.follower.side_by_side`: value, broken budget and time of each solver.
+
+    Values are drawn as a share of what the adversary can gain: 0 is the loss without an adversary and 100 %
+    the optimum, so that solvers in margin space and in probability space share an axis.
+    """
+    table = pd.DataFrame(table)
+    rows = np.arange(len(table))[::-1]
+    gain = (table["value"] - table["nominal"]) / (table["bound"] - table["nominal"])
+    excess = table["excess"] / table["radius"]
+    figure, panels = new_figure(
+        1, 3, width=3.1, height=0.9 + 0.42 * len(table), sharey=True, gridspec_kw={"wspace": 0.05}
+    )
+    # Solvers meet constraints to their tolerance; what is below it is not a violation.
+    good = (gain > 1 - 1e-4) & (excess < 1e-6)
+    colors = np.where(good, COLORS["leader"], COLORS["follower"])
+    columns = (
+        (gain, "share of the attainable gain", [f"{x:.1%}" if abs(x) < 100 else f"{x:.3g}" for x in gain]),
+        (excess, "transport over budget", ["none" if x < 1e-6 else f"{x:.1%}" for x in excess]),
+        (table["seconds"], "time (s)", [_seconds(x) for x in table["seconds"]]),
+    )
+    for axes, (lengths, label, texts) in zip(panels, columns, strict=True):
+        axes.set_xlabel(label)
+        if label.startswith("time"):
+            axes.set_xscale("log")
+            axes.hlines(rows, lengths.min() / 3, lengths, color=colors, lw=2)
+            axes.set_xlim(lengths.min() / 3, lengths.max() * 30)
+        else:
+            axes.hlines(rows, 0, lengths, color=colors, lw=2)
+            axes.axvline(0, color=COLORS["bound"], lw=0.8)
+            axes.xaxis.set_major_formatter(PercentFormatter(1))
+            reach = max(lengths.max(), 0.01)
+            axes.set_xlim(min(lengths.min() * 1.2, -0.02 * reach), reach * 1.5)
+        axes.scatter(lengths, rows, c=colors, s=28, zorder=3)
+        for x, row, text in zip(lengths, rows, texts, strict=True):
+            axes.annotate(text, (max(x, 0), row), (7, 0), textcoords="offset points", va="center")
+    panels[0].set_yticks(rows, labels=table["solver"])
+    panels[0].set_ylim(-0.6, len(table) - 0.4)
+    _title(panels[0], f"{table['n_pairs'].max():,} pairs")
+    return figure
+
+
+def solver_times(table: pd.DataFrame | list[dict]) -> Figure:
+    """Draw seconds against the number of pairs, one line a solver.
+
+    Parameters
+    ----------
+    table : DataFrame or list of dict
+        Rows with ``solver``, ``n_pairs`` and ``seconds``, as `sgpo_lib.follower.side_by_side` gives them.
+    """
+    table = pd.DataFrame(table)
+    figure, axes = new_figure(width=5.6, height=3.8)
+    groups = {solver: rows.sort_values("n_pairs") for solver, rows in table.groupby("solver", sort=False)}
+    palette = [COLORS[name] for name in ("reference", "follower", "gold", "dpo", "leader", "accent", "sky")]
+    for index, (solver, rows) in enumerate(groups.items()):
+        marker = "os^vDPX"[index % 7]
+        color = palette[index % len(palette)]
+        axes.plot(rows["n_pairs"], rows["seconds"], f"{marker}-", color=color, markersize=5, label=solver)
+    axes.set(xscale="log", yscale="log", xlabel="pairs N", ylabel="time on one core (s)")
+    figure.legend(loc="outside right upper", frameon=False)
+    _title(axes, "Time to solve the follower")
+    return figure
+
+
+def _seconds(x: float) -> str:
+    if x < 1e-3:
+        return f"{x * 1e6:.0f} µs"
+    return f"{x * 1e3:.3g} ms" if x < 1 else f"{x:.3g} s"
+
+
+def _signed(x: float) -> str:
+    return f"{x:.3g}".replace("-", "−")
+
+
+def _title(axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize="medium", fontweight="bold")

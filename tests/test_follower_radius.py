@@ -1,0 +1,69 @@
+"""Radii that follow from data."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sgpo_lib.follower import calibrated_radius, shift_radius
+
+
+def labelled_margins(n, intercept, slope, seed=0):
+    rng = np.random.default_rng(seed)
+    size = np.abs(rng.normal(0, 2, n))
+    flip = rng.random(n) < 1 / (1 + np.exp(intercept + slope * size))
+    return np.where(flip, -size, size)
+
+
+def test_calibration_recovers_the_curve_that_made_the_labels():
+    fit = calibrated_radius([1.0], labelled_margins(200_000, 0.3, 0.8))
+    assert fit.intercept == pytest.approx(0.3, abs=0.03)
+    assert fit.slope == pytest.approx(0.8, abs=0.03)
+
+
+def test_calibrated_radius_is_the_expected_cost_of_the_flips():
+    margins = np.array([0.5, 1.0, 4.0])
+    fit = calibrated_radius(margins, labelled_margins(500, 0.3, 0.8))
+    p = 1 / (1 + np.exp(fit.intercept + fit.slope * margins))
+    assert fit.radius == pytest.approx(2 / 3 * (p @ margins))
+    np.testing.assert_allclose(fit.flip_probability(margins), p)
+
+
+def test_calibrated_radius_bounds_the_distance_to_the_true_labels():
+    true_order = labelled_margins(50_000, 0.3, 0.8, seed=1)
+    believed = np.abs(true_order)
+    fit = calibrated_radius(believed, labelled_margins(50_000, 0.3, 0.8))
+    assert shift_radius(believed, true_order) <= fit.radius * 1.02
+
+
+@given(st.floats(0.01, 100))
+def test_calibrated_radius_scales_with_the_units_of_reward(scale):
+    margins, labelled = np.array([0.5, 2.0]), labelled_margins(300, 0.3, 0.8)
+    one, other = calibrated_radius(margins, labelled), calibrated_radius(scale * margins, scale * labelled)
+    assert other.radius == pytest.approx(scale * one.radius, rel=1e-4)
+
+
+@pytest.mark.parametrize(("sign", "probability"), [(1, 1 / 10), (-1, 9 / 10)])
+def test_without_both_outcomes_the_rule_of_succession_decides(sign, probability):
+    fit = calibrated_radius([1.0, 3.0], sign * np.ones(8))
+    assert fit.slope == 0
+    assert fit.radius == pytest.approx(2 * probability * 2)
+    assert (fit.n_flips, fit.n_labelled) == (0 if sign > 0 else 8, 8)
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=1, max_size=20))
+def test_shift_of_equal_sizes_is_the_sorted_difference(pairs):
+    before, after = np.array(pairs).T
+    assert shift_radius(before, after) == pytest.approx(
+        np.mean(np.abs(np.sort(before) - np.sort(after))), abs=1e-12
+    )
+
+
+def test_shift_allows_unequal_sizes():
+    assert shift_radius([0.0, 1.0], [0.0, 0.0, 1.0, 1.0]) == pytest.approx(0)
+    assert shift_radius([0.0], [1.0, 2.0]) == pytest.approx(1.5)
+
+
+def test_shift_refuses_empty_rounds():
+    with pytest.raises(ValueError, match="empty"):
+        shift_radius([], [1.0])

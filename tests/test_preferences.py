@@ -1,0 +1,398 @@
+import json
+import re
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+
+from sgpo_lib import preferences
+from sgpo_lib.prompt_pool import builtin_prompts
+
+REAL_PAIRS = Path(__file__).parents[2] / "shared" / "data" / "gpt4_preferences_short.jsonl"
+NOBODY_LISTENS = "http://127.0.0.1:9"
+
+PLAIN = {"prompt": "Hello?", "chosen": "Hi!", "rejected": "Go away."}
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def load_rows(tmp_path, rows, **options):
+    return preferences.load(write_jsonl(tmp_path / "data.jsonl", rows), **options)
+
+
+def pairs_on_shared_prompts(n_prompts=40, pairs_per_prompt=3):
+    rows = [
+        {"prompt": [user(f"question {i}")], "chosen": f"good {i} {j}", "rejected": f"bad {i} {j}"}
+        for j in range(pairs_per_prompt)
+        for i in range(n_prompts)
+    ]
+    return pd.DataFrame(rows)
+
+
+# --- the builtin pool
+
+
+def test_builtin_prompts_are_many_and_distinct():
+    prompts = builtin_prompts()
+    assert len(prompts) == len(set(prompts)) >= 1200
+
+
+def test_builtin_prompts_are_short_finished_sentences():
+    for prompt in builtin_prompts():
+        assert len(prompt.split()) < 30
+        assert re.fullmatch(r'[A-Z][^{}|\n]*[.?]"?', prompt), prompt
+
+
+def test_builtin_loads_as_single_user_turns():
+    data = preferences.load("builtin")
+    assert list(data.columns) == ["prompt_id", "prompt"]
+    assert [preferences.user_text(prompt) for prompt in data["prompt"]] == builtin_prompts()
+
+
+# --- formats
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        PLAIN,
+        {"prompt": [user("Hello?")], "chosen": [assistant("Hi!")], "rejected": [assistant("Go away.")]},
+        {
+            "chosen": [user("Hello?"), assistant("Hi!")],
+            "rejected": [user("Hello?"), assistant("Go away.")],
+        },
+        {
+            "prompt": "Hello? ",
+            "chosen": [user("Hello?"), assistant("Hi!")],
+            "rejected": [user("Hello?"), assistant("Go away.")],
+        },
+        {"instruction": "Hello?", "output_1": "Hi!", "output_2": "Go away.", "preference": 1},
+        {"instruction": "Hello?", "output_1": "Go away.", "output_2": "Hi!", "preference": 1.9},
+    ],
+    ids=["plain", "conversational", "implicit prompt", "ultrafeedback", "alpaca-eval 1", "alpaca-eval 1.9"],
+)
+def test_every_preference_format_gives_the_same_pair(tmp_path, row):
+    data = load_rows(tmp_path, [row])
+    assert data.loc[0, ["prompt", "chosen", "rejected"]].to_list() == [[user("Hello?")], "Hi!", "Go away."]
+
+
+@pytest.mark.parametrize("field", ["prompt", "instruction"])
+def test_prompts_alone_load_unlabelled(tmp_path, field):
+    assert list(load_rows(tmp_path, [{field: "Hello?"}]).columns) == ["prompt_id", "prompt"]
+
+
+def test_conversations_keep_all_their_turns(tmp_path):
+    turns = [
+        {"role": "system", "content": "Be kind."},
+        user("Hello?"),
+        assistant("Hi!"),
+        user("How are you?"),
+    ]
+    data = load_rows(tmp_path, [{"prompt": turns, "chosen": "Well.", "rejected": "Bad."}])
+    assert data["prompt"][0] == turns
+    assert preferences.user_text(data["prompt"][0]) == "How are you?"
+
+
+def test_plain_extra_columns_are_kept_and_others_left_out(tmp_path):
+    data = load_rows(tmp_path, [PLAIN | {"chosen_model": "a", "score": 1.5, "history": [1, 2]}])
+    assert data.loc[0, ["chosen_model", "score"]].to_list() == ["a", 1.5]
+    assert "history" not in data
+
+
+def test_json_array_and_parquet_read_like_json_lines(tmp_path):
+    rows = [PLAIN, PLAIN | {"prompt": [user("Why?")]}]
+    expected = load_rows(tmp_path, rows)
+    (tmp_path / "data.json").write_text(json.dumps(rows, indent=1))
+    expected.to_parquet(tmp_path / "data.parquet")
+    for name in ("data.json", "data.parquet"):
+        pd.testing.assert_frame_equal(preferences.load(str(tmp_path / name)), expected)
+
+
+def test_ties_are_left_out_and_counted(tmp_path):
+    row = {"instruction": "Hello?", "output_1": "Hi!", "output_2": "Go away."}
+    with pytest.warns(UserWarning, match="1 ties"):
+        data = load_rows(tmp_path, [row | {"preference": 1.5}, row | {"preference": 2}])
+    assert len(data) == 1
+    assert data.attrs["n_ties"] == 1
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{not json", "invalid JSON"),
+        ([1, 2], "expected an object with named fields, got list"),
+        ({"prompt": "Hello?", "chosen": "Hi!"}, "rejected: missing"),
+        (PLAIN | {"prompt": None}, "prompt: missing or null"),
+        (PLAIN | {"chosen": 7}, "chosen: expected text or a list of chat messages, got int"),
+        (PLAIN | {"chosen": " \n"}, "chosen: empty text"),
+        (PLAIN | {"chosen": "\ud83d"}, "chosen: not valid Unicode"),
+        (PLAIN | {"chosen": "Go away."}, "rejected: must differ from chosen"),
+        (PLAIN | {"prompt": [{"role": "human", "content": "Hello?"}]}, "prompt: role must be one of"),
+        (PLAIN | {"prompt": [user("Hello?"), assistant("Hi!")]}, "prompt: roles must be"),
+        (PLAIN | {"prompt": [user("Hello?"), user("Hello?")]}, "prompt: roles must be"),
+        (PLAIN | {"chosen": [user("Hi!")]}, "chosen: the last message must be the assistant's"),
+        (
+            PLAIN | {"chosen": [user("Why?"), assistant("Hi!")]},
+            "rejected: must share all messages but the last",
+        ),
+    ],
+)
+def test_bad_row_is_named_by_file_line_and_field(tmp_path, row, message):
+    with pytest.raises(ValueError, match=rf"data\.jsonl.*(?s:.)*line 2: {re.escape(message)}"):
+        load_rows(tmp_path, [PLAIN, row, PLAIN])
+
+
+@pytest.mark.parametrize("preference", [None, 3, "1", True, float("nan")])
+def test_bad_annotation_is_named(tmp_path, preference):
+    row = {"instruction": "Hello?", "output_1": "Hi!", "output_2": "Go away.", "preference": preference}
+    with pytest.raises(ValueError, match="line 1: preference: expected a number from 1"):
+        load_rows(tmp_path, [row])
+
+
+def test_all_problems_are_counted_and_the_first_twenty_shown(tmp_path):
+    with pytest.raises(ValueError, match="31 problems in 30 of 31 rows") as caught:
+        load_rows(tmp_path, [PLAIN, {"chosen": "x"}] + [PLAIN | {"chosen": ""}] * 29)
+    assert len(re.findall(r"line \d+: ", str(caught.value))) == 20
+    assert "and 11 more" in str(caught.value)
+
+
+def test_bad_rows_are_dropped_only_on_request_and_with_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match=r"(?s)1 problems in 1 of 2 rows.*line 2: chosen: empty text"):
+        data = load_rows(tmp_path, [PLAIN, PLAIN | {"chosen": ""}], bad_rows="drop")
+    assert len(data) == 1
+    assert data.attrs["n_bad_rows"] == 1
+
+
+def test_lines_that_are_not_utf8_are_named(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(json.dumps(PLAIN).encode() + b'\n{"prompt": "\xff"}\n')
+    with pytest.raises(ValueError, match="line 2: not UTF-8"):
+        preferences.load(str(path))
+
+
+@pytest.mark.parametrize("name", ["empty.jsonl", "empty.json", "empty.parquet"])
+def test_empty_file_is_an_error(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=name):
+        preferences.load(str(tmp_path / name))
+
+
+def test_truncated_json_array_names_its_place(tmp_path):
+    (tmp_path / "cut.json").write_text('[{"prompt": "Hello?"},\n {"prom')
+    with pytest.raises(ValueError, match=r"cut\.json: invalid JSON .*line 2"):
+        preferences.load(str(tmp_path / "cut.json"))
+
+
+def test_missing_file_says_what_was_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "nothing.jsonl"))):
+        preferences.load(str(tmp_path / "nothing.jsonl"))
+
+
+def test_other_file_types_are_refused(tmp_path):
+    (tmp_path / "data.csv").write_text("prompt\nHello?\n")
+    with pytest.raises(ValueError, match=r"expected one of \.jsonl"):
+        preferences.load(str(tmp_path / "data.csv"))
+
+
+# --- the hub, as far as it can be tested without one
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def test_unreachable_hub_fails_in_seconds_and_names_the_ways_out(monkeypatch, empty_cache):
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", NOBODY_LISTENS)
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match=r"(?s)owner/pairs.*data\.source: builtin.*\.jsonl"):
+        preferences.load("owner/pairs")
+    assert time.monotonic() - start < 15
+
+
+def test_silent_hub_fails_at_the_deadline(monkeypatch, empty_cache):
+    monkeypatch.setattr(preferences, "HUB_DEADLINE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(ConnectionError, match=r"no answer within 0\.5 s|timed out"):
+            preferences.load("owner/pairs")
+
+
+def test_cached_dataset_loads_offline(tmp_path, monkeypatch, empty_cache):
+    # What `datasets` leaves in its cache after a download, made from a file instead.
+    made = tmp_path / "made"
+    datasets.load_dataset("json", data_files=write_jsonl(tmp_path / "d.jsonl", [PLAIN]), cache_dir=str(made))
+    (origin,) = (path.parent for path in made.glob("json/*/*/*/dataset_info.json"))
+    cached = empty_cache / "owner___pairs" / "default" / "0.0.0" / "abc"
+    shutil.copytree(origin, cached)
+    (cached / "json-train.arrow").rename(cached / "pairs-train.arrow")
+    info = json.loads((cached / "dataset_info.json").read_text())
+    info |= {"config_name": "default", "dataset_name": "pairs"}
+    (cached / "dataset_info.json").write_text(json.dumps(info))
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", NOBODY_LISTENS)
+    assert preferences.load("owner/pairs")["chosen"].to_list() == ["Hi!"]
+
+
+def test_offline_mode_is_restored_after_a_failure(monkeypatch, empty_cache):
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", NOBODY_LISTENS)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    with pytest.raises(ConnectionError):
+        preferences.load("owner/pairs")
+    assert datasets.config.HF_HUB_OFFLINE is False
+
+
+# --- splitting
+
+
+def parts_of(splits):
+    return [splits.seed, *splits.rounds, splits.evaluation]
+
+
+def test_no_prompt_is_in_two_parts():
+    splits = preferences.split(pairs_on_shared_prompts(), 5, [10, 12], 8, shuffle_seed=0, seed=1)
+    ids = [prompt_id for part in parts_of(splits) for prompt_id in part["prompt_id"].unique()]
+    assert len(ids) == len(set(ids)) == 5 + 10 + 12 + 8
+
+
+def test_labelled_parts_hold_all_pairs_of_their_prompts_and_rounds_no_labels():
+    splits = preferences.split(pairs_on_shared_prompts(pairs_per_prompt=3), 5, [10], 8, shuffle_seed=0)
+    assert [len(part) for part in parts_of(splits)] == [15, 10, 24]
+    assert list(splits.rounds[0].columns) == ["prompt_id", "prompt"]
+
+
+def test_evaluation_prompts_depend_on_shuffle_seed_only():
+    data = preferences.load("builtin")
+    one = preferences.split(data, 10, [20], 30, shuffle_seed=0, seed=1)
+    two = preferences.split(data, 50, [20, 20], 30, shuffle_seed=0, seed=2)
+    three = preferences.split(data, 10, [20], 30, shuffle_seed=1, seed=1)
+    pd.testing.assert_frame_equal(one.evaluation, two.evaluation)
+    assert set(one.evaluation["prompt_id"]) != set(three.evaluation["prompt_id"])
+
+
+def test_run_seed_changes_the_labelled_seed():
+    data = preferences.load("builtin")
+    one, two = (preferences.split(data, 64, [20], 30, 0, seed=s).seed["prompt_id"] for s in (1, 2))
+    assert set(one) != set(two)
+
+
+def test_order_is_that_of_a_shuffled_dataset():
+    data = preferences.load("builtin")
+    shuffled = datasets.Dataset.from_dict({"id": data["prompt_id"].to_list()}).shuffle(seed=42)["id"]
+    splits = preferences.split(data, 20, [80, 200], 0, shuffle_seed=42)
+    ids = pd.concat(parts_of(splits))["prompt_id"].to_list()
+    assert ids == list(shuffled)[:300]
+
+
+def test_selected_prompts_become_the_seed_and_leave_the_rounds():
+    data = preferences.load("builtin")
+    seen = []
+    splits = preferences.split(data, 3, [40], 10, 0, select=lambda c: seen.append(c) or [7, 0, 5])
+    assert splits.seed["prompt_id"].to_list() == seen[0]["prompt_id"][[7, 0, 5]].to_list()
+    assert not set(splits.seed["prompt_id"]) & set(splits.rounds[0]["prompt_id"])
+
+
+def test_too_few_prompts_says_how_many_are_needed_and_there():
+    with pytest.raises(ValueError, match=r"needs 50 distinct prompts.*has 40 in 120 rows"):
+        preferences.split(pairs_on_shared_prompts(40, 3), 10, [20, 10], 10, shuffle_seed=0)
+
+
+def test_prompt_id_depends_on_roles_and_contents_only():
+    prompt = [user("Hello?")]
+    assert preferences.prompt_id(prompt) == preferences.prompt_id([{"content": "Hello?", "role": "user"}])
+    assert preferences.prompt_id(prompt) != preferences.prompt_id([assistant("Hello?")])
+    assert re.fullmatch("[0-9a-f]{12}", preferences.prompt_id(prompt))
+
+
+# --- seed selection
+
+
+def test_farthest_point_takes_the_farthest_each_time():
+    embeddings = np.random.default_rng(0).normal(size=(50, 4))
+    chosen = preferences.farthest_point(embeddings, 10, seed=0)
+    directions = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    distances = 1 - directions @ directions.T
+    for i in range(1, 10):
+        assert chosen[i] == distances[chosen[:i]].min(axis=0).argmax()
+
+
+def test_farthest_point_covers_clusters_that_differ_in_size():
+    rng = np.random.default_rng(0)
+    cluster = np.repeat([0, 1, 2, 3], [500, 3, 2, 1])
+    embeddings = np.eye(4)[cluster] * 5 + rng.normal(scale=0.1, size=(506, 4))
+    assert set(cluster[preferences.farthest_point(embeddings, 4, seed=0)]) == {0, 1, 2, 3}
+
+
+def test_farthest_point_ignores_length_and_never_repeats():
+    embeddings = np.repeat(np.eye(3), 4, axis=0) * np.arange(1, 13)[:, None]
+    chosen = preferences.farthest_point(embeddings, 12, seed=0)
+    assert sorted(chosen) == list(range(12))
+
+
+def test_farthest_point_refuses_embeddings_without_direction():
+    with pytest.raises(ValueError, match="2 embeddings are zero or not finite, the first at position 1"):
+        preferences.farthest_point([[1.0, 2.0], [0.0, 0.0], [np.nan, 1.0]], 2, seed=0)
+
+
+@pytest.mark.parametrize("rule", ["random", "farthest-point"])
+def test_smaller_selection_is_part_of_the_larger(rule):
+    embeddings = np.random.default_rng(0).normal(size=(30, 4))
+    small, large = (preferences.select_seed(30, n, rule, seed=3, embeddings=embeddings) for n in (5, 12))
+    assert large[:5].tolist() == small.tolist()
+
+
+# --- label noise
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.25, 1])
+def test_flips_exactly_the_share_by_swapping_replies(share):
+    pairs = pairs_on_shared_prompts()
+    pairs["chosen_model"], pairs["rejected_model"] = "a", "b"
+    noisy = preferences.flip_labels(pairs, share, seed=0)
+    flipped, kept = noisy[noisy["flipped"]], noisy[~noisy["flipped"]]
+    assert len(flipped) == round(share * len(pairs))
+    assert (flipped["chosen"] == pairs.loc[flipped.index, "rejected"]).all()
+    assert (flipped["rejected_model"] == "a").all()
+    pd.testing.assert_frame_equal(kept[pairs.columns], pairs.loc[kept.index])
+
+
+def test_rows_flipped_at_a_smaller_share_are_among_those_at_a_larger():
+    pairs = pairs_on_shared_prompts()
+    small, large = (preferences.flip_labels(pairs, share, seed=5)["flipped"] for share in (0.1, 0.25))
+    assert (small <= large).all()
+
+
+def test_flipping_twice_is_refused():
+    with pytest.raises(ValueError, match="flipped"):
+        preferences.flip_labels(preferences.flip_labels(pairs_on_shared_prompts(), 0.1, 0), 0.1, 0)
+
+
+# --- real data
+
+
+@pytest.mark.skipif(not REAL_PAIRS.exists(), reason="the GPT-4 preference file is not beside this repository")
+def test_real_preferences_load_and_split_by_prompt():
+    data = preferences.load(str(REAL_PAIRS))
+    assert (len(data), data["prompt_id"].nunique()) == (4075, 316)
+    splits = preferences.split(data, 100, [50, 50], 100, shuffle_seed=42, seed=0)
+    ids = [prompt_id for part in parts_of(splits) for prompt_id in part["prompt_id"].unique()]
+    assert len(ids) == len(set(ids)) == 300
