@@ -68,7 +68,9 @@ def rank(responses: pd.DataFrame, by: str) -> pd.DataFrame:
     for column in _OF_RESPONSE:
         if column in responses:
             pairs[f"chosen_{column}"], pairs[f"rejected_{column}"] = best[column], worst[column]
-    pairs = pairs.rename(columns={"chosen_response_ids": "chosen_ids", "rejected_response_ids": "rejected_ids"})
+    pairs = pairs.rename(
+        columns={"chosen_response_ids": "chosen_ids", "rejected_response_ids": "rejected_ids"}
+    )
     pairs = pairs[prefers].reset_index(drop=True)
     pairs.attrs["n_without_preference"] = int((~prefers).sum())
     return pairs
@@ -116,5 +118,27 @@ def rescore(policy: Policy, pairs: pd.DataFrame, beta: float | None = None) -> p
     if beta is None:
         return pairs
     for side in ("chosen", "rejected"):
-        pairs[f"{side}_implicit_reward"] = beta * (pairs[f"{side}_log_prob"] - pairs[f"{side}_reference_log_prob"])
+        pairs[f"{side}_implicit_reward"] = beta * (
+            pairs[f"{side}_log_prob"] - pairs[f"{side}_reference_log_prob"]
+        )
     return with_margins(pairs)
+
+
+def join(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """Put the pairs of several rounds into one table, in the order given."""
+    return pd.concat(parts, ignore_index=True)
+
+
+def audit(pairs: pd.DataFrame) -> dict[str, float]:
+    """Count the pairs, and say how large their margins are and, where gold is known, how often they are right."""
+    margins = pairs["margin"]
+    numbers = {
+        "n_pairs": len(pairs),
+        "margin_mean": float(margins.mean()),
+        "margin_median": float(margins.median()),
+        "margin_min": float(margins.min()),
+        "margin_max": float(margins.max()),
+    }
+    if "agrees_with_gold" in pairs:
+        numbers["agreement"] = float(pairs["agrees_with_gold"].mean())
+    return numbers

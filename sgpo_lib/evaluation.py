@@ -50,7 +50,9 @@ def judge(responses: pd.DataFrame, gold: GoldJudge | None) -> pd.DataFrame:
     return table
 
 
-def summarize(judgements: pd.DataFrame, confidence: float = 0.95, n_bootstrap: int = 10_000) -> dict[str, Any]:
+def summarize(
+    judgements: pd.DataFrame, confidence: float = 0.95, n_bootstrap: int = 10_000
+) -> dict[str, Any]:
     """Mean and percentile-bootstrap interval over prompts of every quantity, per policy.
 
     Returns
@@ -79,7 +81,9 @@ def summarize(judgements: pd.DataFrame, confidence: float = 0.95, n_bootstrap: i
     return summary
 
 
-def bootstrap(values: np.ndarray, confidence: float = 0.95, n_bootstrap: int = 10_000, seed: int = 0) -> dict[str, float]:
+def bootstrap(
+    values: np.ndarray, confidence: float = 0.95, n_bootstrap: int = 10_000, seed: int = 0
+) -> dict[str, float]:
     """Mean of `values` (N,) with its percentile-bootstrap interval.
 
     Raises
@@ -108,7 +112,9 @@ def length_controlled_win_rate(wins: np.ndarray, delta_characters: np.ndarray) -
     return _fit_length_control(wins, delta_characters)[0]
 
 
-def _length_controlled(wins: np.ndarray, delta: np.ndarray, confidence: float, n_bootstrap: int = 300) -> dict[str, float]:
+def _length_controlled(
+    wins: np.ndarray, delta: np.ndarray, confidence: float, n_bootstrap: int = 300
+) -> dict[str, float]:
     """Length-controlled win rate with a bootstrap interval at the regularisation that the whole sample chose."""
     mean, strength = _fit_length_control(wins, delta)
     draws = np.random.default_rng(0).integers(wins.size, size=(n_bootstrap, wins.size))
@@ -116,15 +122,21 @@ def _length_controlled(wins: np.ndarray, delta: np.ndarray, confidence: float, n
     return _interval(mean, np.array(fits), confidence)
 
 
-def _fit_length_control(wins: np.ndarray, delta: np.ndarray, strength: float | None = None) -> tuple[float, float]:
+def _fit_length_control(
+    wins: np.ndarray, delta: np.ndarray, strength: float | None = None
+) -> tuple[float, float]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # alpaca-eval imports pkg_resources and uses arguments sklearn will rename
+        warnings.simplefilter(
+            "ignore"
+        )  # alpaca-eval imports pkg_resources and uses arguments sklearn will rename
         from alpaca_eval.metrics.glm_winrate import GLM_INFO, fit_LogisticRegressionCV, make_dmatrix_for_model
 
         if np.ptp(delta) == 0 or np.ptp(wins) == 0:
             return 100 * float(wins.mean()), strength or 1.0  # nothing to control for, or nothing to fit
         model = GLM_INFO["length_controlled_minimal"]
-        seen = pd.DataFrame({"preference": wins, "std_delta_len": delta / delta.std(ddof=1), "not_gamed_baseline": True})
+        seen = pd.DataFrame(
+            {"preference": wins, "std_delta_len": delta / delta.std(ddof=1), "not_gamed_baseline": True}
+        )
         equal_length = seen[["not_gamed_baseline"]].assign(std_delta_len=0.0)
         design, at_equal_length = make_dmatrix_for_model(seen, equal_length, formula=model["formula"])
         options = model["kwargs"] if strength is None else {"n_splits": 0, "C": strength}

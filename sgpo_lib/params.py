@@ -86,19 +86,25 @@ class TrainingParams(_Section):
     report_to: str | list[str] = "none"
 
 
-class SupportRule(_Section):
-    """How the window of admissible margins follows from the margins themselves."""
+class RangeRule(_Section):
+    """The window [min - tau, max + tau] of the margins."""
 
-    rule: Literal["range", "quantile"] = "range"
-    tau: float = Field(0.1, ge=0, description="rule 'range': [min - tau, max + tau], in margin units")
-    q: float = Field(0.01, ge=0, lt=0.5, description="rule 'quantile': the q and 1 - q quantiles")
+    rule: Literal["range"] = "range"
+    tau: float = Field(0.1, ge=0, description="in margin units")
+
+
+class QuantileRule(_Section):
+    """The window between the q and 1 - q quantiles of the margins."""
+
+    rule: Literal["quantile"]
+    q: float = Field(0.01, ge=0, lt=0.5)
 
 
 class FollowerParams(_Section):
     """The adversary: a Wasserstein-1 ball around the empirical margin distribution."""
 
     radius: float = Field(0.01, ge=0, description="mean transport per pair, in margin units")
-    support: SupportRule | tuple[float, float] = SupportRule()
+    support: RangeRule | QuantileRule | tuple[float, float] = RangeRule()
 
 
 class LeaderParams(TrainingParams):

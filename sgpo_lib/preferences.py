@@ -24,6 +24,7 @@ import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
+from sgpo_lib.params import DataParams
 from sgpo_lib.prompt_pool import builtin_prompts
 
 FILE_TYPES = (".jsonl", ".json", ".parquet")
@@ -445,6 +446,26 @@ def split(
         seed=_rows_of(data, candidates["prompt_id"].iloc[chosen]),
         rounds=[unlabelled.iloc[start:end].reset_index(drop=True) for start, end in itertools.pairwise(ends)],
         evaluation=_rows_of(data, prompts["prompt_id"].iloc[evaluation]),
+    )
+
+
+def prepare(params: DataParams, root: Path, seed: int) -> Splits:
+    """Load and split what a params file's `data` section asks for.
+
+    Parameters
+    ----------
+    root : folder that a relative path in `source` is relative to.
+    seed : the run's seed; draws the seed and round prompts if `reshuffle` is set, and nothing otherwise.
+    """
+    local = root / params.source
+    data = load(str(local) if local.is_file() else params.source, params.split)
+    return split(
+        data,
+        params.n_seed,
+        params.n_prompts,
+        params.n_evaluation,
+        params.shuffle_seed,
+        seed if params.reshuffle else None,
     )
 
 

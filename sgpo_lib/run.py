@@ -40,8 +40,12 @@ class _Kind:
 
 
 STEPS = {
-    "seed_dpo": _Kind("01_seed_dpo", (*_SHARED, "seed_dpo"), ("pairs.parquet", "training_log.parquet", "policy")),
-    "annotation": _Kind("02_self_annotation", (*_SHARED, "leader.accumulate"), ("responses.parquet", "pairs.parquet")),
+    "seed_dpo": _Kind(
+        "01_seed_dpo", (*_SHARED, "seed_dpo"), ("pairs.parquet", "training_log.parquet", "policy")
+    ),
+    "annotation": _Kind(
+        "02_self_annotation", (*_SHARED, "leader.accumulate"), ("responses.parquet", "pairs.parquet")
+    ),
     "follower": _Kind("03_dro_reweighting", ("follower",), ("worst_case.parquet",)),
     "leader": _Kind("04_weighted_training", ("beta", "leader"), ("training_log.parquet", "policy")),
     "evaluation": _Kind(
@@ -63,7 +67,11 @@ class Run:
 
     @classmethod
     def open(
-        cls, params_file: str | Path, seed: int = 0, method: str = "ssapo", overrides: dict[str, Any] | None = None
+        cls,
+        params_file: str | Path,
+        seed: int = 0,
+        method: str = "ssapo",
+        overrides: dict[str, Any] | None = None,
     ) -> "Run":
         """Read the params (see `sgpo_lib.params.load_params`) and find the run's folder; creates nothing."""
         return cls(load_params(params_file, overrides), int(seed), method)
@@ -146,7 +154,11 @@ class Step:
     def params(self) -> dict[str, Any]:
         """The params that this step reads, as `{dotted key: value}`."""
         values = self.run.params.flat()
-        mine = {k: v for k, v in values.items() if f"{k}.".startswith(tuple(f"{s}." for s in STEPS[self.name].sections))}
+        mine = {
+            k: v
+            for k, v in values.items()
+            if f"{k}.".startswith(tuple(f"{s}." for s in STEPS[self.name].sections))
+        }
         if self.name == "seed_dpo":
             mine.pop("data.n_prompts")
         elif self.round is not None and "data.n_prompts" in mine:
@@ -165,7 +177,9 @@ class Step:
         try:
             return json.loads(self.record_file.read_text())
         except json.JSONDecodeError as error:
-            raise ValueError(f"{self.record_file} cannot be read ({error}): run {self.label} again.") from None
+            raise ValueError(
+                f"{self.record_file} cannot be read ({error}): run {self.label} again."
+            ) from None
 
     def begin(self) -> "Step":
         """Check everything this step builds on, and clear its own record so that it counts as incomplete.
@@ -200,7 +214,9 @@ class Step:
             )
         for step in self.inputs:
             if record["inputs"].get(step._key) != step._digest():
-                raise ValueError(f"{self.folder} was made before {step.label} was last run: run {self.label} again.")
+                raise ValueError(
+                    f"{self.folder} was made before {step.label} was last run: run {self.label} again."
+                )
 
     def load(self, artefact: str) -> Any:
         """Read an artefact of this step: a DataFrame, a dict, or the path of a folder.
@@ -307,7 +323,9 @@ def environment(root: Path) -> dict[str, Any]:
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -12,7 +12,7 @@ from sgpo_lib.follower.program import convex_program
 from sgpo_lib.follower.radius import CalibratedRadius, calibrated_radius, shift_radius
 from sgpo_lib.follower.result import Atoms, Moves, WorstCase
 from sgpo_lib.follower.slsqp import published
-from sgpo_lib.follower.support import SUPPORT_RULES, QuantileSupport, RangeSupport, Support
+from sgpo_lib.follower.support import SUPPORT_RULES, QuantileSupport, RangeSupport, Support, make_support
 
 __all__ = [
     "SUPPORT_RULES",
@@ -30,6 +30,7 @@ __all__ = [
     "convex_program",
     "grouped",
     "logistic_loss",
+    "make_support",
     "negative_log",
     "piecewise",
     "published",

@@ -109,6 +109,17 @@ class WorstCase:
         distance[pair] = distance[pair] / self.moved[pair]
         return distance
 
+    def summary(self) -> dict[str, float]:
+        """Return the numbers a report wants, as plain Python ones."""
+        names = ("value", "dual_value", "gap", "nominal", "price", "radius", "transport", "n_clipped")
+        numbers = {name: getattr(self, name) for name in names}
+        low, high = (float(end) for end in self.support)
+        return numbers | {
+            "n_moved": int(np.count_nonzero(self.moved)),
+            "support_low": low,
+            "support_high": high,
+        }
+
     def atoms(self) -> Atoms:
         """Return the distribution itself: the mass that stays, in pair order, then the mass that moves."""
         stays = np.flatnonzero(self.moved < 1)

@@ -5,7 +5,7 @@ also take torch tensors, and then answer with tensors on the same device.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +61,23 @@ class QuantileSupport:
 
 SUPPORT_RULES = {"range": RangeSupport, "quantile": QuantileSupport}
 """The rules by the names that parameter files use."""
+
+
+def make_support(value: Mapping | tuple[float, float]) -> Support:
+    """Return what a params file's `support` stands for: {"rule": "range", "tau": 0.1} or (a, b).
+
+    Raises
+    ------
+    ValueError
+        If there is no such rule.
+    """
+    if not isinstance(value, Mapping):
+        return tuple(value)
+    options = dict(value)
+    name = options.pop("rule", None)
+    if name not in SUPPORT_RULES:
+        raise ValueError(f"there is no support rule {name!r}; the rules are {', '.join(SUPPORT_RULES)}")
+    return SUPPORT_RULES[name](**options)
 
 
 def resolve_support(support: Support | None, margins: np.ndarray) -> tuple[float, float]:

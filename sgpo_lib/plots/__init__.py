@@ -1,9 +1,24 @@
 """Every figure of the project: one function a figure, one style for all.
 
-Functions take arrays or data frames and return a `matplotlib.figure.Figure`;
-they neither read artefacts nor write files.
+Functions take arrays or data frames and return a `matplotlib.figure.Figure` (or a styled table); they
+neither read artefacts nor write files. The follower's and the regret games' figures have modules of
+their own, `sgpo_lib.plots.follower` and `sgpo_lib.plots.regret`.
 """
 
+from sgpo_lib.plots.evaluation import gains
+from sgpo_lib.plots.pairs import answers_by_policy, margins_and_agreement, self_labels_by_round, side_by_side
 from sgpo_lib.plots.style import COLORS, new_figure, save_figure
+from sgpo_lib.plots.training import starting_margins, training_curves
 
-__all__ = ["COLORS", "new_figure", "save_figure"]
+__all__ = [
+    "COLORS",
+    "answers_by_policy",
+    "gains",
+    "margins_and_agreement",
+    "new_figure",
+    "save_figure",
+    "self_labels_by_round",
+    "side_by_side",
+    "starting_margins",
+    "training_curves",
+]
