@@ -174,7 +174,7 @@ def load_params(params_file: str | Path, overrides: dict[str, Any] | None = None
 
     for key, value in (overrides or {}).items():
         _set(values, key, value)
-    problems = _unknown_keys(values, Params, "")
+    problems = _unknown_keys(values, [Params])
     if not problems:
         try:
             return Params(**{**values, "name": path.stem, "root": root})
@@ -220,29 +220,36 @@ def _section_types(annotation: Any) -> list[type[_Section]]:
     return [annotation] if isinstance(annotation, type) and issubclass(annotation, _Section) else []
 
 
-def _keys(model: type[_Section], prefix: str) -> list[str]:
+def _fields(sections: list[type[_Section]]) -> dict[str, list[type[_Section]]]:
+    """Name -> the sections its value may be, over all alternatives of a section."""
+    fields: dict[str, list[type[_Section]]] = {}
+    for section in sections:
+        for name, field in section.model_fields.items():
+            fields.setdefault(name, []).extend(_section_types(field.annotation))
+    if Params in sections:
+        del fields["name"], fields["root"]
+    return fields
+
+
+def _keys(sections: list[type[_Section]], prefix: str = "") -> list[str]:
     keys = []
-    for name, field in model.model_fields.items():
-        keys.append(f"{prefix}{name}")
-        for section in _section_types(field.annotation):
-            keys += _keys(section, f"{prefix}{name}.")
+    for name, inner in _fields(sections).items():
+        keys += [f"{prefix}{name}", *_keys(inner, f"{prefix}{name}.")]
     return keys
 
 
-def _unknown_keys(values: dict, model: type[_Section], prefix: str) -> list[str]:
+def _unknown_keys(values: dict, sections: list[type[_Section]], prefix: str = "") -> list[str]:
+    fields = _fields(sections)
     problems = []
     for key, value in values.items():
-        if key not in model.model_fields or f"{prefix}{key}" in ("name", "root"):
-            dotted = f"{prefix}{key}"
-            same_level = [name for name in _keys(model, prefix) if name.count(".") == dotted.count(".")]
-            near = difflib.get_close_matches(dotted, same_level, 1, 0.5)
-            near = near or difflib.get_close_matches(dotted, _keys(Params, ""), 1, 0.3)
-            hint = f"; did you mean '{near[0]}'?" if near else "."
-            problems.append(f"'{dotted}' is not a parameter{hint}")
+        dotted = f"{prefix}{key}"
+        if key in fields:
+            if isinstance(value, dict) and fields[key]:
+                problems += _unknown_keys(value, fields[key], f"{dotted}.")
             continue
-        for section in _section_types(model.model_fields[key].annotation):
-            if isinstance(value, dict):
-                problems += _unknown_keys(value, section, f"{prefix}{key}.")
+        near = difflib.get_close_matches(dotted, [f"{prefix}{name}" for name in fields], 1, 0.5)
+        near = near or difflib.get_close_matches(dotted, _keys([Params]), 1, 0.3)
+        problems.append(f"'{dotted}' is not a parameter" + (f"; did you mean '{near[0]}'?" if near else "."))
     return problems
 
 

@@ -118,6 +118,11 @@ class Step:
         return self.run.folder / self.run.method / part
 
     @property
+    def notebook(self) -> str:
+        """Name of the notebook that makes this step."""
+        return STEPS[self.name].notebook
+
+    @property
     def record_file(self) -> Path:
         """The step's record; it exists exactly if the step is complete."""
         return self.folder / f"{self.name}.json"
@@ -148,7 +153,7 @@ class Step:
     def label(self) -> str:
         """How to make this step, for messages."""
         where = "" if self.round is None else f" with round={self.round}"
-        return f"notebook {STEPS[self.name].notebook}{where}"
+        return f"notebook {self.notebook}{where}"
 
     @property
     def params(self) -> dict[str, Any]:
@@ -362,6 +367,6 @@ def _from_parquet(path: Path) -> pd.DataFrame:
     except Exception as error:
         raise ValueError(f"{path} cannot be read as Parquet ({error}).") from error
     # Lists come back as arrays, which chat templates and tokenizers do not take.
-    for column in frame.columns[frame.dtypes == object]:
+    for column in frame.select_dtypes("object"):
         frame[column] = [x.tolist() if hasattr(x, "tolist") else x for x in frame[column]]
     return frame

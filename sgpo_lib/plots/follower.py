@@ -22,50 +22,10 @@ def margins_and_worst_case(worst_case: WorstCase, bins: int = 60, unit: str = _M
     mass that leaves the lowest margins piles up at a; the axis is logarithmic, because that mass is small.
     """
     figure, (above, below) = new_figure(
-        2, 1, width=6.4, height=2.6, sharex=True, gridspec_kw={"height_ratios": [1, 1.25]}
+        2, 1, width=6.8, height=2.7, sharex=True, gridspec_kw={"height_ratios": [1, 1.15]}
     )
-    low, high = worst_case.support
-    room = 0.03 * (high - low)
-    grid = np.linspace(low, high, 400)
-    losses = worst_case.loss(grid)
-    above.plot(grid, losses, color=COLORS["bound"], label="loss ℓ(ξ)")
-    moved = worst_case.moved > 0
-    if moved.any():
-        boundary = worst_case.margins[moved].max()
-        ends = np.array([low, boundary])
-        above.plot(
-            ends,
-            worst_case.loss(ends),
-            "o--",
-            color=COLORS["follower"],
-            markersize=4,
-            label=f"chord, slope −λ* = −{worst_case.price:.3g}",
-        )
-        for axes in (above, below):
-            axes.axvspan(low, boundary, color=COLORS["follower"], alpha=0.1, lw=0)
-    above.axhline(
-        worst_case.nominal, color=COLORS["leader"], lw=1, label=f"mean loss {worst_case.nominal:.4g}"
-    )
-    above.axhline(
-        worst_case.value, color=COLORS["follower"], lw=1, label=f"worst-case mean {worst_case.value:.4g}"
-    )
-    above.set(ylabel="loss (nats)")
-    above.legend(frameon=False, loc="upper right")
-    _title(above, "The loss and the price of transport")
-
-    edges = np.linspace(low, high, bins + 1)
-    atoms = worst_case.atoms()
-    n_pairs = worst_case.margins.size
-    before, _ = np.histogram(worst_case.margins, edges)
-    after, _ = np.histogram(atoms.position, edges, weights=atoms.weight * n_pairs)
-    below.stairs(before, edges, fill=True, color=COLORS["sky"], alpha=0.5, label="margins α̂")
-    below.stairs(after, edges, color=COLORS["follower"], lw=1.4, label="worst case α*")
-    below.set_yscale("symlog", linthresh=1)
-    below.set(xlabel=unit, ylabel=f"pairs a bin, of {n_pairs:,}", xlim=(low - room, high + room))
-    below.set_ylim(bottom=0)
-    below.legend(frameon=False, loc="upper right")
-    share = worst_case.moved.mean()
-    _title(below, f"ε = {worst_case.radius:.3g} moves {share:.2%} of the mass to a = {_signed(low)}")
+    _draw_loss(above, worst_case)
+    _draw_margins(below, worst_case, bins, unit)
     return figure
 
 
@@ -77,14 +37,79 @@ def knapsack(worst_case: WorstCase, span: float = 3.0) -> Figure:
     span : float > 1
         Where the horizontal axis ends, in radii; pairs beyond it are left out.
     """
-    figure, axes = new_figure(width=6.0, height=3.6)
+    figure, axes = new_figure(width=6.4, height=3.6)
+    _draw_knapsack(axes, worst_case, span)
+    return figure
+
+
+def adversary(worst_case: WorstCase) -> Figure:
+    """Draw the loss, the margins and the knapsack in one row: the follower at a glance."""
+    figure, (left, middle, right) = new_figure(1, 3, width=3.9, height=3.3)
+    _draw_loss(left, worst_case)
+    left.set_xlabel(_MARGIN)
+    _draw_margins(middle, worst_case, 40, _MARGIN)
+    _draw_knapsack(right, worst_case, 3.0)
+    return figure
+
+
+def _draw_loss(axes, worst_case: WorstCase) -> None:
+    low, high = worst_case.support
+    grid = np.linspace(low, high, 400)
+    if worst_case.loss is not logistic_loss and low < 0:
+        axes.plot(grid, logistic_loss(grid), color=COLORS["reference"], lw=1, ls=":", label="logistic loss")
+    axes.plot(grid, worst_case.loss(grid), color=COLORS["bound"], label="loss ℓ(ξ)")
+    moved = worst_case.moved > 0
+    if moved.any():
+        ends = np.array([low, worst_case.margins[moved].max()])
+        label = f"chord, slope −λ* = −{worst_case.price:.3g}" if worst_case.price else "everything moves: λ* = 0"
+        axes.plot(ends, worst_case.loss(ends), "o--", color=COLORS["follower"], markersize=4, label=label)
+        axes.axvspan(*ends, color=COLORS["follower"], alpha=0.1, lw=0)
+    means = (("leader", "mean loss", worst_case.nominal), ("follower", "worst-case mean", worst_case.value))
+    for color, name, height in means:
+        axes.axhline(height, color=COLORS[color], lw=1, label=f"{name} {height:.4g}")
+    axes.set(ylabel="loss (nats)")
+    axes.legend(loc="upper right")
+    _title(axes, "The loss and the price of transport")
+
+
+def _draw_margins(axes, worst_case: WorstCase, bins: int, unit: str) -> None:
+    low, high = worst_case.support
+    room = 0.03 * (high - low)
+    edges = np.linspace(low, high, bins + 1) if high > low else np.array([low - 0.5, low + 0.5])
+    atoms = worst_case.atoms()
+    n_pairs = worst_case.margins.size
+    before, _ = np.histogram(worst_case.margins, edges)
+    after, _ = np.histogram(atoms.position, edges, weights=atoms.weight * n_pairs)
+    axes.stairs(before, edges, fill=True, color=COLORS["sky"], alpha=0.5, label="margins α̂")
+    axes.stairs(after, edges, color=COLORS["follower"], lw=1.4, label="worst case α*")
+    moved = worst_case.moved > 0
+    if moved.any():
+        axes.axvspan(low, worst_case.margins[moved].max(), color=COLORS["follower"], alpha=0.1, lw=0)
+    # Pairs are counted, so the axis is labelled in plain numbers; up to one pair it is linear.
+    axes.set_yscale("symlog", linthresh=1)
+    highest = max(before.max(), after.max())
+    ticks = [count * 10**power for power in range(7) for count in (1, 3)]
+    ticks = [0, *(tick for tick in ticks if tick <= 1.5 * highest)]
+    axes.set_yticks(ticks, labels=[f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel=unit, ylabel=f"pairs a bin, of {n_pairs:,}", xlim=(low - room, high + room))
+    axes.set_ylim(0, 4 * highest)
+    axes.legend(loc="upper right")
+    share = worst_case.moved.mean()
+    _title(axes, f"ε = {worst_case.radius:.3g} moves {_percent(share)} of the mass to a = {_signed(low)}")
+
+
+def _draw_knapsack(axes, worst_case: WorstCase, span: float) -> None:
+    _title(axes, "The adversary buys the steepest chords first")
+    axes.set(xlabel="transport (reward units per pair)", ylabel="loss gained per unit of transport")
     low, _ = worst_case.support
     ordered = np.sort(worst_case.margins)
     distance = ordered - low
     # A pair at a costs nothing and yields nothing: it has no bar.
     ordered, distance = ordered[distance > 0], distance[distance > 0]
     if distance.size == 0:
-        raise ValueError("all margins lie at the lower end of the support, so there is no knapsack to draw")
+        axes.text(0.5, 0.5, "all margins lie at a: nothing to gain", transform=axes.transAxes, ha="center")
+        return
     slopes = (worst_case.loss(np.array([low])) - worst_case.loss(ordered)) / distance
     widths = np.minimum(distance, worst_case.max_transport) / worst_case.margins.size
     edges = np.concatenate([[0], np.cumsum(widths)])
@@ -93,37 +118,73 @@ def knapsack(worst_case: WorstCase, span: float = 3.0) -> Figure:
     slopes, edges = slopes[:shown], edges[: shown + 1]
 
     axes.stairs(slopes, edges, color=COLORS["reference"], lw=1, label="chord slope s(ξ), lowest margin first")
+    gained = f"moved: gains {worst_case.value - worst_case.nominal:.3g} in all"
     taken = np.minimum(edges, worst_case.radius)
-    axes.stairs(
-        slopes,
-        taken,
-        fill=True,
-        color=COLORS["follower"],
-        alpha=0.3,
-        label=f"moved: gains {worst_case.value - worst_case.nominal:.4g} in all",
-    )
+    axes.stairs(slopes, taken, fill=True, color=COLORS["follower"], alpha=0.3, label=gained)
     axes.axvline(worst_case.radius, color=COLORS["bound"], lw=1, ls=":")
-    axes.axhline(
-        worst_case.price, color=COLORS["follower"], lw=1, ls="--", label=f"price λ* = {worst_case.price:.4g}"
-    )
+    price = f"price λ* = {worst_case.price:.4g}"
+    axes.axhline(worst_case.price, color=COLORS["follower"], lw=1, ls="--", label=price)
     lowest, highest = min(slopes.min(), worst_case.price), max(slopes.max(), worst_case.price)
     room = 0.15 * max(highest - lowest, 1e-3 * max(highest, 1e-12))
-    axes.set(
-        xlabel="transport (reward units per pair)",
-        ylabel="loss gained per unit of transport",
-        xlim=(0, end),
-        ylim=(lowest - room, highest + 2.2 * room),
-    )
+    axes.set(xlim=(0, end), ylim=(lowest - room, highest + 3.2 * room))
     if worst_case.radius <= end:
-        axes.annotate(
-            f" budget ε = {worst_case.radius:.3g}",
-            (worst_case.radius, lowest - room),
-            xytext=(2, 4),
-            textcoords="offset points",
-        )
-    axes.legend(frameon=False, loc="upper right")
-    _title(axes, "The adversary buys the steepest chords first")
+        text = f" budget ε = {worst_case.radius:.3g}"
+        right = worst_case.radius > 0.6 * end
+        place = {"xytext": (-2 if right else 2, 4), "textcoords": "offset points", "ha": "right" if right else "left"}
+        axes.annotate(text, (worst_case.radius, lowest - room), **place)
+    axes.legend(loc="upper right")
+
+
+def pull_on_each_pair(worst_case: WorstCase) -> Figure:
+    """Draw how hard each pair pulls at the policy: N times the loss's derivative in the pair's margin.
+
+    DPO pulls with σ(-ξ). On a moved pair, training on the frozen displacement (leader mode ``transport``)
+    pulls with σ(-a), and the exact gradient of the worst case with the price λ*.
+    """
+    margins, t = worst_case.margins, worst_case.moved
+    order = np.argsort(margins, kind="stable")
+    x, t = margins[order], t[order]
+    dpo = np.exp(-logistic_loss(-x))
+    at_low = float(np.exp(-logistic_loss(-worst_case.support[0])))
+    figure, axes = new_figure(width=6.4, height=3.4)
+    style = {"marker": "o", "markersize": 3, "lw": 1.2} if x.size <= 500 else {"lw": 1.5}
+    for color, label, moved_pull in (
+        ("follower", f"transport: moved pairs pull with σ(−a) = {at_low:.3g}", at_low),
+        ("dpo", f"gradient of V: moved pairs pull with λ* = {worst_case.price:.3g}", worst_case.price),
+    ):
+        axes.plot(x, (1 - t) * dpo + t * moved_pull, color=COLORS[color], label=label, **style)
+    axes.plot(x, dpo, color=COLORS["bound"], lw=1, ls="--", label="DPO: every pair pulls with σ(−ξ)")
+    axes.set(xlabel=_MARGIN, ylabel="pull on the margin, −N ∂/∂ξ", ylim=(0, None))
+    if (t > 0).any():
+        axes.axvspan(worst_case.support[0], x[t > 0].max(), color=COLORS["follower"], alpha=0.1, lw=0)
+    axes.legend()
+    _title(axes, "What the leader feels")
     return figure
+
+
+def labels_of_moved_pairs(worst_case: WorstCase, agrees_with_gold: Sequence[bool]) -> pd.DataFrame:
+    """Count the wrong labels among the pairs that the adversary moved, at least in part, and among the others.
+
+    Parameters
+    ----------
+    agrees_with_gold : N truth values, in the order of the margins.
+
+    Returns
+    -------
+    DataFrame, a row for each of the two kinds that has pairs: ``pairs``, ``wrong``, ``share`` and its 95 %
+    Wilson interval.
+    """
+    from scipy.stats import binomtest
+
+    moved, wrong = worst_case.moved > 0, ~np.asarray(agrees_with_gold, dtype=bool)
+    rows = {}
+    for name, kind in (("moved", moved), ("not moved", ~moved)):
+        pairs, errors = int(kind.sum()), int(wrong[kind].sum())
+        if pairs:
+            interval = binomtest(errors, pairs).proportion_ci(method="wilson")
+            text = f"{interval.low:.0%} to {interval.high:.0%}"
+            rows[name] = {"pairs": pairs, "wrong": errors, "share": f"{errors / pairs:.0%}", "95 % interval": text}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def value_against_radius(
@@ -321,6 +382,10 @@ def _seconds(x: float) -> str:
 
 def _signed(x: float) -> str:
     return f"{x:.3g}".replace("-", "−")
+
+
+def _percent(share: float) -> str:
+    return f"{share:.3g} %" if share == 0 else f"{100 * share:.3g} %"
 
 
 def _title(axes, text: str) -> None:

@@ -1,5 +1,8 @@
 """The figures of the regret notebook: simulations as bands, the theorems' lines beside them."""
 
+from io import BytesIO
+
+import ipywidgets
 import numpy as np
 
 from sgpo_lib.plots.style import COLORS, new_figure
@@ -45,9 +48,7 @@ def worst_case_drop(drops, lipschitz: float, radius: float):
     for axis, units, label, name in panels:
         tested = np.concatenate([game.tested / unit for game, unit in zip(drops, units, strict=True)], axis=1)
         spread = np.linspace(-0.012, 0.012, tested.shape[1])
-        axis.scatter(
-            x[:, None] + spread, tested, s=2, color=COLORS["reference"], alpha=0.35, linewidth=0, zorder=1
-        )
+        axis.scatter(x[:, None] + spread, tested, s=2, color=COLORS["reference"], alpha=0.35, linewidth=0, zorder=1)
         axis.scatter([], [], s=12, color=COLORS["reference"], label="one tested shift")
         worst = [game.worst / unit for game, unit in zip(drops, units, strict=True)]
         band(axis, x, worst, COLORS["follower"], "worst shift, exact")
@@ -78,9 +79,7 @@ def regret_against_shift(families, lipschitz: float, radius: float):
         x = games[0].sizes[1:] / radius
         kappa = [game.centre_shift[1:] / (lipschitz * radius) for game in games]
         band(axes[2], x, kappa, COLORS[color], title)
-    axes[2].axhline(
-        1, color=COLORS["bound"], linestyle="--", label=r"$\kappa = \varepsilon$, the most D.8 allows"
-    )
+    axes[2].axhline(1, color=COLORS["bound"], linestyle="--", label=r"$\kappa = \varepsilon$, the most D.8 allows")
     axes[2].set(yscale="log", ylim=(0.1, 1e3), ylabel=r"centre shift $\kappa\,/\,L\varepsilon$")
     _label(axes[2], "Does Assumption D.8 hold?")
     for axis in axes:
@@ -95,9 +94,7 @@ def _regret_panel(axis, games, lipschitz, radius):
     band(axis, x, [game.dpo / unit for game in games], COLORS["dpo"], "DPO, worst shift")
     band(axis, x, [game.sgpo / unit for game in games], COLORS["ssapo"], "SGPO, worst shift")
     band(axis, x, [game.benign / unit for game in games], COLORS["dpo"], "DPO, benign shift", linestyle=":")
-    axis.plot(
-        [0, 1], [2, 2], color=COLORS["bound"], linewidth=2.5, label=r"$2L\varepsilon$ in the ball (Thm 2.5)"
-    )
+    axis.plot([0, 1], [2, 2], color=COLORS["bound"], linewidth=2.5, label=r"$2L\varepsilon$ in the ball (Thm 2.5)")
     axis.plot(x[x >= 1], 2 * x[x >= 1], color=COLORS["bound"], linestyle=":", label=r"$2L\delta$ outside it")
     axis.plot(
         x[x >= 2],
@@ -152,6 +149,30 @@ def one_game(regrets, lipschitz: float, radius: float, shift: float):
     return figure
 
 
+def live(draw, **sliders):
+    """Sliders above a picture of draw(**values), redrawn when one is moved.
+
+    `ipywidgets.interact` captures output through an Output widget, with which batch execution of a notebook can
+    hang (nbclient issue 312). A plain image has no such trouble, and keeps its picture without a kernel.
+
+    Parameters
+    ----------
+    draw : function of the sliders' values, by name, that returns a figure.
+    sliders : ipywidgets with a ``value``.
+    """
+    picture = ipywidgets.Image(format="png")
+
+    def redraw(_change=None):
+        buffer = BytesIO()
+        draw(**{name: slider.value for name, slider in sliders.items()}).savefig(buffer, format="png", dpi=110)
+        picture.value = buffer.getvalue()
+
+    for slider in sliders.values():
+        slider.observe(redraw, names="value")
+    redraw()
+    return ipywidgets.VBox([*sliders.values(), picture])
+
+
 def advantage(families, radius: float):
     """Corollary 2.7: DPO's regret over SGPO's, at the same shift and as the corollary compares them.
 
@@ -198,13 +219,9 @@ def convergence(result, jumps, weight_shown: float):
     _distances(axes[0, 0], result, column, worst)
     stable = (result.predicted < 1) & np.isfinite(result.measured)
     unstable = (result.predicted >= 1) & np.isfinite(result.measured)
-    axes[0, 1].plot(
-        [0.1, 3], [0.1, 3], color=COLORS["bound"], linestyle="--", label="prediction = measurement"
-    )
+    axes[0, 1].plot([0.1, 3], [0.1, 3], color=COLORS["bound"], linestyle="--", label="prediction = measurement")
     for mask, color, label in ((stable, "leader", "converges"), (unstable, "follower", "diverges")):
-        axes[0, 1].scatter(
-            result.predicted[mask], result.measured[mask], s=14, color=COLORS[color], label=label
-        )
+        axes[0, 1].scatter(result.predicted[mask], result.measured[mask], s=14, color=COLORS[color], label=label)
     axes[0, 1].set(
         xlabel="predicted factor",
         ylabel="measured factor",
@@ -279,9 +296,7 @@ def _jumps(axis, jumps):
     for lengths, stuck in zip(jumps, stalled, strict=True):
         color = COLORS["follower"] if stuck else COLORS["leader"]
         axis.plot(steps, np.maximum(lengths, 1e-17), color=color, linewidth=0.8, alpha=0.7)
-    axis.plot(
-        [], [], color=COLORS["follower"], label=f"never settles: {stalled.sum()} of {len(stalled)} games"
-    )
+    axis.plot([], [], color=COLORS["follower"], label=f"never settles: {stalled.sum()} of {len(stalled)} games")
     axis.plot([], [], color=COLORS["leader"], label=f"converges: {(~stalled).sum()} of {len(stalled)}")
     axis.set(
         yscale="log",
@@ -364,9 +379,7 @@ def approximation(pieces, groups, bins, tolerances):
         marker="o",
     )
     other = np.setdiff1d(np.arange(len(counts)), nested)
-    axes[0].plot(
-        counts[other], np.median(optimism[:, other], axis=0), "x", color=COLORS["follower"], label="other $K$"
-    )
+    axes[0].plot(counts[other], np.median(optimism[:, other], axis=0), "x", color=COLORS["follower"], label="other $K$")
     band(axes[0], counts, bound, COLORS["bound"], r"$\Delta_{pl}(K)$ (Prop. D.12)", linestyle="--")
     axes[0].set(xscale="log", yscale="log", xlabel="tangents $K$")
     axes[0].set_xticks(counts[nested], counts[nested])
@@ -376,9 +389,7 @@ def approximation(pieces, groups, bins, tolerances):
     band(axes[1], sizes, bound, COLORS["leader"], "their bound (Prop. D.13)", linestyle="--")
     sizes, optimism, claim = bins
     band(axes[1], sizes, optimism, COLORS["follower"], "bins of the margin axis")
-    band(
-        axes[1], sizes, claim, COLORS["follower"], "bound claimed, mean bin width (App. F.3)", linestyle="--"
-    )
+    band(axes[1], sizes, claim, COLORS["follower"], "bound claimed, mean bin width (App. F.3)", linestyle="--")
     axes[1].set(xscale="log", yscale="log", xlabel="pairs in a group or bin", ylim=(1e-5, 300))
     _label(axes[1], "Groups")
     wanted, optimism, gap = tolerances
@@ -416,9 +427,7 @@ def label_noise(families, lipschitz: float):
             axis.fill_between(rates, *quartiles, color=COLORS[color], alpha=0.18, linewidth=0)
             axis.plot(rates, np.median(curves, axis=0), "o-", markersize=3, color=COLORS[color], label=label)
         guarantee = np.median([2 * lipschitz * game.distance for game in games], axis=0)
-        axis.plot(
-            rates, guarantee, color=COLORS["bound"], linestyle="--", label=r"$2L\varepsilon$ (Theorem 2.5)"
-        )
+        axis.plot(rates, guarantee, color=COLORS["bound"], linestyle="--", label=r"$2L\varepsilon$ (Theorem 2.5)")
         axis.set(xlabel="flipped labels (%)", ylim=(-0.02, 1.4))
         axis.set_title(title, loc="left", fontweight="bold", fontsize="medium")
     axes[0].set_ylabel("regret on the clean pairs (nats)")

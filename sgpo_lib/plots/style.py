@@ -32,6 +32,9 @@ _RC = {
     "svg.hashsalt": "sgpo",
 }
 
+# For the whole process, because matplotlib reads many of these when a title or legend is added, not before.
+mpl.rcParams.update({**sns.axes_style("ticks"), **sns.plotting_context("paper", font_scale=1.1), **_RC})
+
 
 def new_figure(rows: int = 1, columns: int = 1, width: float = 4.2, height: float = 3.2, **kwargs):
     """Make a styled figure of `rows` x `columns` panels.
@@ -46,11 +49,8 @@ def new_figure(rows: int = 1, columns: int = 1, width: float = 4.2, height: floa
     (figure, axes) as `matplotlib.pyplot.subplots` gives them. The figure is not
     registered with pyplot, so a notebook that makes many does not leak them.
     """
-    style = {**sns.axes_style("ticks"), **sns.plotting_context("paper", font_scale=1.1), **_RC}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(width * columns, height * rows))
-        axes = figure.subplots(rows, columns, **kwargs)
-    return figure, axes
+    figure = Figure(figsize=(width * columns, height * rows))
+    return figure, figure.subplots(rows, columns, **kwargs)
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

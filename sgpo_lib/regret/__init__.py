@@ -28,13 +28,13 @@ from sgpo_lib.regret.approximation import (
 )
 from sgpo_lib.regret.bounds import (
     BoundViolated,
-    abstention_lower_bound,
     advantage_ratio,
     check_bound,
     dpo_lower_bound,
     dpo_regret_bound,
     drop_bound,
     margin_distance,
+    regret_bracket,
     sgpo_regret_bound,
 )
 from sgpo_lib.regret.equilibrium import robust_leader, smooth_equilibrium, worst_loss
@@ -74,7 +74,6 @@ __all__ = [
     "Law",
     "NoiseRegrets",
     "Regrets",
-    "abstention_lower_bound",
     "advantage_ratio",
     "alternate",
     "best_policy",
@@ -109,6 +108,7 @@ __all__ = [
     "random_game",
     "random_shift",
     "regret",
+    "regret_bracket",
     "robust_leader",
     "robust_value",
     "sgpo_regret_bound",

@@ -142,9 +142,7 @@ def simulate_convergence(rng, n_games: int, weights, radius=0.3, n_steps=80) -> 
     return Convergence(np.asarray(weights, dtype=float), *columns, rejected)
 
 
-def simulate_jumps(
-    rng, n_games: int, n_pairs=20, weight=1.0, radius=0.15, reach=0.6, n_steps=300
-) -> np.ndarray:
+def simulate_jumps(rng, n_games: int, n_pairs=20, weight=1.0, radius=0.15, reach=0.6, n_steps=300) -> np.ndarray:
     """Step lengths ‖θ_{t+1} - θ_t‖, shape (n_games, n_steps), when the follower's best response can jump.
 
     Starts 20% beyond the equilibrium, where every game has a finite one.

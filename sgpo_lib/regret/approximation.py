@@ -64,17 +64,14 @@ def binning_optimism(margins, radius: float, support, sizes) -> tuple[np.ndarray
         edges = [[part[0], part[-1]] for part in bins]
         edges[0][0], edges[-1][1] = support
         values = [
-            worst_case(part, radius, tuple(edge)).value * len(part)
-            for part, edge in zip(bins, edges, strict=True)
+            worst_case(part, radius, tuple(edge)).value * len(part) for part, edge in zip(bins, edges, strict=True)
         ]
         optimism.append(exact - sum(values) / len(margins))
         claim.append(np.mean(np.diff(edges)))
     return np.array(optimism), np.array(claim)
 
 
-def bisected_value(
-    margins, radius: float, support, tolerance: float, loss=logistic_loss
-) -> tuple[float, float]:
+def bisected_value(margins, radius: float, support, tolerance: float, loss=logistic_loss) -> tuple[float, float]:
     """Solve the follower by bisection on its price until the certified gap is at most `tolerance`.
 
     At a price λ exactly the pairs whose chord is steeper than λ move. A price too low overspends, one too
@@ -130,7 +127,5 @@ def cumulative_optimism(margins, radius: float, support, n_pieces: int, group_si
     exact = worst_case(margins, radius, support).value
     surrogate = worst_case(margins, radius, support, loss)
     transport = surrogate.moved * surrogate.displacement
-    over = sum(
-        sizes[k] * max(transport[s : s + group_size].mean() - radius, 0.0) for k, s in enumerate(starts)
-    )
+    over = sum(sizes[k] * max(transport[s : s + group_size].mean() - radius, 0.0) for k, s in enumerate(starts))
     return exact - value, tangent_gap(pieces, support) + over + slack

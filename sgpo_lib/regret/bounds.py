@@ -64,21 +64,30 @@ def dpo_lower_bound(lipschitz: float, radius: float, size) -> np.ndarray:
     return lipschitz * (np.asarray(size, dtype=float) - 2 * radius)
 
 
-def abstention_lower_bound(policy, pairs, size, reach=np.inf) -> np.ndarray:
-    """A lower bound that needs no Assumption D.8: ‖θ‖δ - (log 2 - mean training loss), for any policy θ.
+def regret_bracket(policy, pairs, size, reach=np.inf) -> tuple[np.ndarray, np.ndarray]:
+    """Where the worst regret of any policy θ lies, without Assumption D.8: an interval of length log 2.
 
-    Let a fraction δ/T of the mass move by T against θ. The policy that abstains (θ' = 0) loses log 2
-    everywhere, θ loses at least ‖θ‖T minus its margin on what moved, so its regret is at least the line
-    above, less (δ/T)(mean margin + mean loss), which vanishes as T grows. The constant is at most log 2.
+    With J(θ, P̂) the training payoff, never positive,
+
+        ‖θ‖δ - log 2 - J(θ, P̂)  <=  sup of Regret(θ, P) over W1(P, P̂) <= δ  <=  ‖θ‖δ - J(θ, P̂).
+
+    Above: no payoff exceeds 0, and θ's own falls by at most ‖θ‖δ. Below: let a fraction δ/T of the mass move by T
+    against θ. The policy that abstains (θ' = 0) loses log 2 everywhere, θ loses at least ‖θ‖T minus its margin
+    on what moved; this misses the line by (δ/T)(mean margin + mean loss), which vanishes as T grows.
 
     Parameters
     ----------
-    reach : T, at least every size, in feature units; infinite for the supremum over all laws.
+    size : δ, any shape, in feature units.
+    reach : T, at least every size; infinite for the supremum over all laws.
+
+    Returns
+    -------
+    lower, upper, each of the shape of `size`.
     """
-    size = np.asarray(size, dtype=float)
     margins = pairs @ policy
     loss = float(logistic_loss(margins).mean())
-    return np.linalg.norm(policy) * size - (np.log(2) - loss) - size / reach * (margins.mean() + loss)
+    upper = np.linalg.norm(policy) * np.asarray(size, dtype=float) + loss
+    return upper - np.log(2) - np.asarray(size) / reach * (margins.mean() + loss), upper
 
 
 def advantage_ratio(size, radius: float) -> np.ndarray:

@@ -32,9 +32,7 @@ def smooth_equilibrium(pairs, radius: float) -> np.ndarray:
         If ‖mean pair‖ <= radius: the equilibrium is then θ = 0, where the follower has no best direction.
     """
     if np.linalg.norm(pairs.mean(axis=0)) <= radius:
-        raise ValueError(
-            "the mean pair is shorter than the radius, so the equilibrium is 0: lower the radius"
-        )
+        raise ValueError("the mean pair is shorter than the radius, so the equilibrium is 0: lower the radius")
     start = best_policy(empirical(pairs), bound=5.0, radius=radius / 2)
     solution = root(lambda policy: worst_loss(policy, pairs, radius, radius)[1], start, tol=1e-14)
     if np.linalg.norm(worst_loss(solution.x, pairs, radius, radius)[1]) > 1e-11:
@@ -42,9 +40,7 @@ def smooth_equilibrium(pairs, radius: float) -> np.ndarray:
     return solution.x
 
 
-def robust_leader(
-    pairs, radius: float, reach: float, bound: float, tolerance=1e-9
-) -> tuple[np.ndarray, float]:
+def robust_leader(pairs, radius: float, reach: float, bound: float, tolerance=1e-9) -> tuple[np.ndarray, float]:
     """Minimise the worst loss over ‖θ‖ <= bound for any reach, by adding one worst law at a time.
 
     Each round solves min_θ max_k E_{P_k}[ℓ(θ·x)] over the laws found so far, whose value bounds the game's

@@ -124,9 +124,7 @@ def proximal_minimum(law: Law, weight: float, start, centre=0.0) -> np.ndarray:
         If the weight is not positive: separable pairs then have no minimum.
     """
     if weight <= 0:
-        raise ValueError(
-            f"the proximal weight must be positive, but is {weight}: shorten the step 1 / weight"
-        )
+        raise ValueError(f"the proximal weight must be positive, but is {weight}: shorten the step 1 / weight")
     points, weights = law
     policy = np.asarray(start, dtype=float)
     identity = np.eye(points.shape[1])

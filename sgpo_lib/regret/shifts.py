@@ -47,9 +47,7 @@ def capped_shift(pairs, policy, size: float, reach: float) -> Law:
     Law with 2N atoms, pairs first and moved copies after, in the caller's order.
     """
     if reach < size or reach <= 0:
-        raise ValueError(
-            f"reach {reach} is below the shift size {size}: raise the reach, or shrink the shift"
-        )
+        raise ValueError(f"reach {reach} is below the shift size {size}: raise the reach, or shrink the shift")
     moved = np.empty(len(pairs))
     order = np.argsort(pairs @ policy, kind="stable")
     moved[order] = np.clip(len(pairs) * size / reach - np.arange(len(pairs)), 0.0, 1.0)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sgpo_lib.regret.bounds import abstention_lower_bound, margin_distance
+from sgpo_lib.regret.bounds import margin_distance, regret_bracket
 from sgpo_lib.regret.games import Game, best_policy, empirical, payoff, regret
 from sgpo_lib.regret.shifts import (
     capped_shift,
@@ -40,7 +40,7 @@ class Regrets(NamedTuple):
     `benign` : DPO's regret when the pairs move *with* it by the same distance.
     `centre_shift` : Assumption D.8's κ at DPO's worst shift, in margin units: W1 between the training
         margins of the policy that is best there and of DPO.
-    `lower_bound` : DPO's `bounds.abstention_lower_bound`.
+    `lower`, `upper` (2, S) : `bounds.regret_bracket` of DPO and of SGPO.
     `norms` (2,) : ‖θ‖ of DPO and SGPO.
     """
 
@@ -49,7 +49,8 @@ class Regrets(NamedTuple):
     sgpo: np.ndarray
     benign: np.ndarray
     centre_shift: np.ndarray
-    lower_bound: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
     norms: np.ndarray
 
 
@@ -90,6 +91,7 @@ def simulate_regrets(game: Game, sizes) -> Regrets:
     dpo_regret, dpo_laws = _worst(dpo, game, points, sizes, comparators)
     sgpo_regret, _ = _worst(sgpo, game, points, sizes, comparators)
     benign = [regret(dpo, translation(pairs, dpo, -size), game.bound) for size in sizes]
+    brackets = [regret_bracket(policy, pairs, sizes, _FAR) for policy in (dpo, sgpo)]
     rivals = [best_policy(law, game.bound) for law in dpo_laws]
     return Regrets(
         sizes=np.asarray(sizes, dtype=float),
@@ -97,7 +99,8 @@ def simulate_regrets(game: Game, sizes) -> Regrets:
         sgpo=sgpo_regret,
         benign=np.array(benign),
         centre_shift=np.array([margin_distance(pairs @ rival, pairs @ dpo) for rival in rivals]),
-        lower_bound=abstention_lower_bound(dpo, pairs, sizes, _FAR),
+        lower=np.stack([lower for lower, _ in brackets]),
+        upper=np.stack([upper for _, upper in brackets]),
         norms=np.linalg.norm([dpo, sgpo], axis=1),
     )
 
