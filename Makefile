@@ -45,8 +45,7 @@ reproduce: .venv/.complete  ## run everything that is not up to date
 comma := ,
 
 figures: .venv/.complete  ## regenerate figures/ from the runs there are
-	papermill --log-output notebooks/06_regret_bounds.ipynb /dev/null
-	snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress --forcerun figures \
+	snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress --forcerun figures regret \
 		--config params=$(PARAMS) seeds=$(SEEDS) methods=$(METHODS)
 
 test: .venv/.complete  ## linter and tests

@@ -64,6 +64,7 @@ rule all:
     default_target: True
     input:
         f"{FIGURES}/summary.md",
+        f"{Path(FIGURES).parent}/regret_constants.md",
 
 
 rule seed_dpo:
@@ -134,4 +135,16 @@ rule figures:
         ),
         source=hashlib.sha256(Path(workflow.basedir, "notebooks", "07_paper_figures.ipynb").read_bytes()).hexdigest(),
     message: "07 figures"
+    shell: "{params.run}"
+
+
+rule regret:
+    output: f"{Path(FIGURES).parent}/regret_constants.md"
+    params:
+        run=execute(
+            "06_regret_bounds",
+            Path(RUNS).parent / "notebooks" / "06_regret_bounds.ipynb",
+            {"figures_dir": str(Path(FIGURES).parent)},
+        ),
+    message: "06 regret bounds"
     shell: "{params.run}"

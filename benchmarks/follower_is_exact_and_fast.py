@@ -41,9 +41,7 @@ def main():
     print(table_of_values(values, options))
     print(loss_times(options))
     if options.json:
-        options.json.write_text(
-            json.dumps({"machine": machine(), "times": times, "values": values}, indent=1)
-        )
+        options.json.write_text(json.dumps({"machine": machine(), "times": times, "values": values}, indent=1))
 
 
 def parse_options():
@@ -52,9 +50,7 @@ def parse_options():
     parser.add_argument("--pieces", type=int, default=6, help="K, for the solvers that need tangents")
     parser.add_argument("--limit", type=float, default=20.0, help="seconds after which a solver gives up")
     parser.add_argument("--max-pairs", type=int, default=10_000_000)
-    parser.add_argument(
-        "--published-group", type=int, default=20, help="G; the paper's 100 takes minutes a group"
-    )
+    parser.add_argument("--published-group", type=int, default=20, help="G; the paper's 100 takes minutes a group")
     parser.add_argument("--published-groups", type=int, default=1, help="how many such groups to solve")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
@@ -65,9 +61,7 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
-        ]
+        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     packages = ("numpy", "scipy", "cvxpy", "highspy", "clarabel", "torch")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
@@ -95,17 +89,11 @@ def solvers(options):
     return {
         "numpy.sort": np.sort,
         "exact": exact,
-        f"exact, K = {pieces}": lambda m: worst_case(
-            m, radius, window(m), piecewise(tangents(pieces, window(m)))
-        ),
+        f"exact, K = {pieces}": lambda m: worst_case(m, radius, window(m), piecewise(tangents(pieces, window(m)))),
         "grouped, G = 100": lambda m: grouped(m, radius, 100),
         f"Clarabel, K = {pieces}": lambda m: convex_program(m, radius, None, tangents(pieces, window(m))),
-        f"HiGHS, K = {pieces}": lambda m: convex_program(
-            m, radius, None, tangents(pieces, window(m)), "HIGHS"
-        ),
-        f"published, G = {options.published_group}": lambda m: published(
-            m, radius, pieces, options.published_group
-        ),
+        f"HiGHS, K = {pieces}": lambda m: convex_program(m, radius, None, tangents(pieces, window(m)), "HIGHS"),
+        f"published, G = {options.published_group}": lambda m: published(m, radius, pieces, options.published_group),
     }
 
 
@@ -181,9 +169,7 @@ def table_of_values(rows, options):
     for row in rows:
         losses = " | ".join(f"{row[name]:.6f}" for name in ("nominal", "value", "bound"))
         excess = row["excess"] / row["radius"]
-        lines.append(
-            f"| {row['solver']} | {losses} | {row['lost']:.1e} | {excess:.1%} | {row['seconds']:.2g} |"
-        )
+        lines.append(f"| {row['solver']} | {losses} | {row['lost']:.1e} | {excess:.1%} | {row['seconds']:.2g} |")
     return "\n".join(lines) + "\n"
 
 

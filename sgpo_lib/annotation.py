@@ -38,9 +38,7 @@ def with_implicit_rewards(policy: Policy, responses: pd.DataFrame, beta: float) 
     log-probability is known from sampling and is not computed again.
     """
     reference = sequence_log_probs(policy, responses["prompt_ids"], responses["response_ids"], reference=True)
-    return responses.assign(
-        reference_log_prob=reference, implicit_reward=beta * (responses["log_prob"] - reference)
-    )
+    return responses.assign(reference_log_prob=reference, implicit_reward=beta * (responses["log_prob"] - reference))
 
 
 def rank(responses: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -68,9 +66,7 @@ def rank(responses: pd.DataFrame, by: str) -> pd.DataFrame:
     for column in _OF_RESPONSE:
         if column in responses:
             pairs[f"chosen_{column}"], pairs[f"rejected_{column}"] = best[column], worst[column]
-    pairs = pairs.rename(
-        columns={"chosen_response_ids": "chosen_ids", "rejected_response_ids": "rejected_ids"}
-    )
+    pairs = pairs.rename(columns={"chosen_response_ids": "chosen_ids", "rejected_response_ids": "rejected_ids"})
     pairs = pairs[prefers].reset_index(drop=True)
     pairs.attrs["n_without_preference"] = int((~prefers).sum())
     return pairs
@@ -118,9 +114,7 @@ def rescore(policy: Policy, pairs: pd.DataFrame, beta: float | None = None) -> p
     if beta is None:
         return pairs
     for side in ("chosen", "rejected"):
-        pairs[f"{side}_implicit_reward"] = beta * (
-            pairs[f"{side}_log_prob"] - pairs[f"{side}_reference_log_prob"]
-        )
+        pairs[f"{side}_implicit_reward"] = beta * (pairs[f"{side}_log_prob"] - pairs[f"{side}_reference_log_prob"])
     return with_margins(pairs)
 
 

@@ -50,9 +50,7 @@ def judge(responses: pd.DataFrame, gold: GoldJudge | None) -> pd.DataFrame:
     return table
 
 
-def summarize(
-    judgements: pd.DataFrame, confidence: float = 0.95, n_bootstrap: int = 10_000
-) -> dict[str, Any]:
+def summarize(judgements: pd.DataFrame, confidence: float = 0.95, n_bootstrap: int = 10_000) -> dict[str, Any]:
     """Mean and percentile-bootstrap interval over prompts of every quantity, per policy.
 
     Returns
@@ -122,13 +120,9 @@ def _length_controlled(
     return _interval(mean, np.array(fits), confidence)
 
 
-def _fit_length_control(
-    wins: np.ndarray, delta: np.ndarray, strength: float | None = None
-) -> tuple[float, float]:
+def _fit_length_control(wins: np.ndarray, delta: np.ndarray, strength: float | None = None) -> tuple[float, float]:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # alpaca-eval imports pkg_resources and uses arguments sklearn will rename
+        warnings.simplefilter("ignore")  # alpaca-eval imports pkg_resources and uses arguments sklearn will rename
         from alpaca_eval.metrics.glm_winrate import GLM_INFO, fit_LogisticRegressionCV, make_dmatrix_for_model
 
         if np.ptp(delta) == 0 or np.ptp(wins) == 0:

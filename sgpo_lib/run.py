@@ -40,12 +40,8 @@ class _Kind:
 
 
 STEPS = {
-    "seed_dpo": _Kind(
-        "01_seed_dpo", (*_SHARED, "seed_dpo"), ("pairs.parquet", "training_log.parquet", "policy")
-    ),
-    "annotation": _Kind(
-        "02_self_annotation", (*_SHARED, "leader.accumulate"), ("responses.parquet", "pairs.parquet")
-    ),
+    "seed_dpo": _Kind("01_seed_dpo", (*_SHARED, "seed_dpo"), ("pairs.parquet", "training_log.parquet", "policy")),
+    "annotation": _Kind("02_self_annotation", (*_SHARED, "leader.accumulate"), ("responses.parquet", "pairs.parquet")),
     "follower": _Kind("03_dro_reweighting", ("follower",), ("worst_case.parquet",)),
     "leader": _Kind("04_weighted_training", ("beta", "leader"), ("training_log.parquet", "policy")),
     "evaluation": _Kind(
@@ -160,9 +156,7 @@ class Step:
         """The params that this step reads, as `{dotted key: value}`."""
         values = self.run.params.flat()
         mine = {
-            k: v
-            for k, v in values.items()
-            if f"{k}.".startswith(tuple(f"{s}." for s in STEPS[self.name].sections))
+            k: v for k, v in values.items() if f"{k}.".startswith(tuple(f"{s}." for s in STEPS[self.name].sections))
         }
         if self.name == "seed_dpo":
             mine.pop("data.n_prompts")
@@ -182,9 +176,7 @@ class Step:
         try:
             return json.loads(self.record_file.read_text())
         except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{self.record_file} cannot be read ({error}): run {self.label} again."
-            ) from None
+            raise ValueError(f"{self.record_file} cannot be read ({error}): run {self.label} again.") from None
 
     def begin(self) -> "Step":
         """Check everything this step builds on, and clear its own record so that it counts as incomplete.
@@ -219,9 +211,7 @@ class Step:
             )
         for step in self.inputs:
             if record["inputs"].get(step._key) != step._digest():
-                raise ValueError(
-                    f"{self.folder} was made before {step.label} was last run: run {self.label} again."
-                )
+                raise ValueError(f"{self.folder} was made before {step.label} was last run: run {self.label} again.")
 
     def load(self, artefact: str) -> Any:
         """Read an artefact of this step: a DataFrame, a dict, or the path of a folder.

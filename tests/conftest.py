@@ -1,6 +1,96 @@
-"""Test settings shared by all: hypothesis without deadlines, which shared machines cannot keep."""
+"""What tests share: hypothesis settings, a language model small enough to train in a second, and params for it."""
 
+from pathlib import Path
+
+import pytest
+import yaml
 from hypothesis import settings
 
+# Shared machines cannot keep deadlines.
 settings.register_profile("sgpo", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("sgpo")
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """Folder of a chat model with two layers and random weights; its answers are noise, but never twice the same."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from sgpo_lib.prompt_pool import builtin_prompts
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(builtin_prompts(), trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)
+
+    stop = tokenizer.token_to_id("<|im_end|>")
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,  # at the usual 0.02 every token would be about equally likely
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=stop,
+        pad_token_id=stop,
+    )
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+        model.lm_head.weight[stop] *= 2  # about every tenth token ends the answer
+    model.generation_config.eos_token_id = stop
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_params_file(tmp_path, tiny_model) -> Path:
+    """A complete params file for the tiny model; its runs land beside its `params/` folder, in `tmp_path`."""
+    training = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "max_length": 128}
+    values = {
+        "model": {
+            "name_or_path": str(tiny_model),
+            "device": "cpu",
+            "dtype": "float32",
+            "lora": {"r": 4, "lora_alpha": 8},
+        },
+        "data": {"source": "builtin", "n_seed": 6, "n_prompts": [4, 4], "n_evaluation": 5, "reshuffle": True},
+        "beta": 0.1,
+        "generation": {"temperature": 1.0, "max_new_tokens": 8, "max_prompt_length": 96, "batch_size": 8},
+        "gold": {"word_limit": 5, "word_penalty": 0.02},
+        "seed_dpo": {**training, "num_train_epochs": 2},
+        "follower": {"radius": 0.01, "support": {"rule": "range", "tau": 0.1}},
+        "leader": {**training, "mode": "transport", "reference": "previous", "accumulate": False},
+        "evaluation": {"confidence": 0.95, "n_bootstrap": 200},
+    }
+    path = tmp_path / "params" / "tiny.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path

@@ -167,17 +167,14 @@ def test_value_is_concave_in_the_radius_and_the_price_is_its_slope(margins, radi
 def test_value_rises_over_nested_tangents_towards_the_exact_one(margins, radius, n_pieces):
     window = worst_case(margins, 0).support
     coarse, fine = (
-        worst_case(margins, radius, window, piecewise(tangents(k, window)))
-        for k in (n_pieces + 1, 2 * n_pieces + 1)
+        worst_case(margins, radius, window, piecewise(tangents(k, window))) for k in (n_pieces + 1, 2 * n_pieces + 1)
     )
     limit = worst_case(margins, radius, window).value
     assert coarse.value <= fine.value + 1e-12 <= limit + 2e-12
 
 
 def test_knots_that_are_not_nested_need_not_be_monotone():
-    values = [
-        worst_case([0.5], 0.01, (0, 1), piecewise(tangents(k, space="probability"))).value for k in (2, 3, 4)
-    ]
+    values = [worst_case([0.5], 0.01, (0, 1), piecewise(tangents(k, space="probability"))).value for k in (2, 3, 4)]
     assert values[1] < values[0] < values[2]
 
 
@@ -219,9 +216,7 @@ def test_a_large_radius_moves_everything_for_free(margins, support):
 def test_a_single_pair_moves_in_proportion_to_the_radius(margin, share, room):
     result = worst_case([margin], share * room, (margin - room, margin + 1))
     assert result.moved[0] == pytest.approx(share, abs=1e-12)
-    assert result.price == pytest.approx(
-        (logistic_loss(margin - room) - logistic_loss(margin)) / room, rel=1e-9
-    )
+    assert result.price == pytest.approx((logistic_loss(margin - room) - logistic_loss(margin)) / room, rel=1e-9)
 
 
 @given(margin_lists, radii)

@@ -48,8 +48,7 @@ def test_gradient_is_that_of_finite_differences(margins, radius):
     # At a kink of V, where no pair is split, the two one-sided derivatives differ.
     assume(np.any((result.moved > 1e-3) & (result.moved < 1 - 1e-3)))
     differences = [
-        worst_case(margins + shift, radius, support).value
-        - worst_case(margins - shift, radius, support).value
+        worst_case(margins + shift, radius, support).value - worst_case(margins - shift, radius, support).value
         for shift in step * np.eye(margins.size)
     ]
     _, gradient = value_and_gradient(margins, radius, support)

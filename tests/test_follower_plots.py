@@ -47,9 +47,7 @@ def test_grouping_costs_nothing_for_a_single_group():
 
 
 def test_solvers_are_drawn_in_the_order_of_the_table(tmp_path):
-    rows = side_by_side(
-        MARGINS, {"exact": lambda m: worst_case(m, 0.1), "half": lambda m: worst_case(m, 0.05)}
-    )
+    rows = side_by_side(MARGINS, {"exact": lambda m: worst_case(m, 0.1), "half": lambda m: worst_case(m, 0.05)})
     figure = plots.solvers_side_by_side(rows)
     figure.savefig(tmp_path / "figure.png")
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["exact", "half"]

@@ -54,9 +54,7 @@ def test_without_both_outcomes_the_rule_of_succession_decides(sign, probability)
 @given(st.lists(st.tuples(st.floats(-5, 5), st.floats(-5, 5)), min_size=1, max_size=20))
 def test_shift_of_equal_sizes_is_the_sorted_difference(pairs):
     before, after = np.array(pairs).T
-    assert shift_radius(before, after) == pytest.approx(
-        np.mean(np.abs(np.sort(before) - np.sort(after))), abs=1e-12
-    )
+    assert shift_radius(before, after) == pytest.approx(np.mean(np.abs(np.sort(before) - np.sort(after))), abs=1e-12)
 
 
 def test_shift_allows_unequal_sizes():

@@ -68,9 +68,7 @@ def test_a_hundred_pairs_agree_to_the_last_digits():
     window = (margins.min() - 0.1, margins.max() + 0.1)
     pieces = tangents(6, window)
     reference = convex_program(margins, 0.05, window, pieces, "HIGHS")
-    assert worst_case(margins, 0.05, window, piecewise(pieces)).value == pytest.approx(
-        reference.value, abs=1e-13
-    )
+    assert worst_case(margins, 0.05, window, piecewise(pieces)).value == pytest.approx(reference.value, abs=1e-13)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=10), st.floats(0, 0.3), st.integers(1, 7))

@@ -235,8 +235,7 @@ def _lowest_beyond_budget(margins: np.ndarray, low: float, radius: float, cap: f
 
 def _total_cost(margins: np.ndarray, low: float, cap: float) -> float:
     return math.fsum(
-        np.minimum(margins[start : start + _CHUNK] - low, cap).sum()
-        for start in range(0, margins.size, _CHUNK)
+        np.minimum(margins[start : start + _CHUNK] - low, cap).sum() for start in range(0, margins.size, _CHUNK)
     )
 
 

@@ -20,9 +20,7 @@ def checked_margins(margins) -> np.ndarray:
     """
     margins = np.array(margins, dtype=np.float64)
     if margins.ndim != 1:
-        raise ValueError(
-            f"margins must have one axis, but have shape {margins.shape}; flatten them with .ravel()"
-        )
+        raise ValueError(f"margins must have one axis, but have shape {margins.shape}; flatten them with .ravel()")
     if margins.size == 0:
         raise ValueError("margins are empty; the follower needs at least one pair")
     # The minimum and the maximum are finite exactly when all margins are: NaN wins both.

@@ -66,9 +66,7 @@ class Pieces:
         if not (np.isfinite(slopes).all() and np.isfinite(intercepts).all()):
             raise ValueError("slopes and intercepts must be finite; leave out the tangent at probability 0")
         if slopes.max() > 0:
-            raise ValueError(
-                f"the steepest rise is {slopes.max()}, but a loss must not increase: use slopes <= 0"
-            )
+            raise ValueError(f"the steepest rise is {slopes.max()}, but a loss must not increase: use slopes <= 0")
         object.__setattr__(self, "slopes", slopes)
         object.__setattr__(self, "intercepts", intercepts)
 

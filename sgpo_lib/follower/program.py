@@ -103,9 +103,7 @@ def convex_program(
     )
 
 
-def moves_from_program(
-    margins: np.ndarray, support: tuple[float, float], s: np.ndarray, q: np.ndarray
-) -> Moves:
+def moves_from_program(margins: np.ndarray, support: tuple[float, float], s: np.ndarray, q: np.ndarray) -> Moves:
     """Read the moves out of an (s, q) that fulfils the program up to a solver's tolerance.
 
     Parameters

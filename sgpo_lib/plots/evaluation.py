@@ -21,9 +21,7 @@ def gains(summary: dict[str, Any]) -> Figure:
     """
     if "gold_reward" not in next(iter(summary.values())):
         figure, axes = new_figure(1, 2)
-        for axis, key, label in zip(
-            axes, ("words", "kl"), ("words per answer", "KL to SFT (nats)"), strict=True
-        ):
+        for axis, key, label in zip(axes, ("words", "kl"), ("words per answer", "KL to SFT (nats)"), strict=True):
             _by_policy(axis, summary, key)
             axis.set(ylabel=label)
         return figure

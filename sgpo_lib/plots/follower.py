@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from sgpo_lib.follower import Support, WorstCase, grouped, logistic_loss, piecewise, tangents, worst_case
 from sgpo_lib.plots.style import COLORS, new_figure
@@ -25,7 +25,9 @@ def margins_and_worst_case(worst_case: WorstCase, bins: int = 60, unit: str = _M
         2, 1, width=6.8, height=2.7, sharex=True, gridspec_kw={"height_ratios": [1, 1.15]}
     )
     _draw_loss(above, worst_case)
+    _title(above, "The loss and the price of transport")
     _draw_margins(below, worst_case, bins, unit)
+    _title(below, f"ε = {worst_case.radius:.3g} moves {_mass_to_a(worst_case)}")
     return figure
 
 
@@ -39,24 +41,29 @@ def knapsack(worst_case: WorstCase, span: float = 3.0) -> Figure:
     """
     figure, axes = new_figure(width=6.4, height=3.6)
     _draw_knapsack(axes, worst_case, span)
+    _title(axes, "The adversary buys the steepest chords first")
     return figure
 
 
 def adversary(worst_case: WorstCase) -> Figure:
-    """Draw the loss, the margins and the knapsack in one row: the follower at a glance."""
+    """Draw the loss, the margins and the knapsack in one row: the follower at a glance, in margin space."""
     figure, (left, middle, right) = new_figure(1, 3, width=3.9, height=3.3)
+    if worst_case.loss is not logistic_loss:
+        grid = np.linspace(*worst_case.support, 400)
+        left.plot(grid, logistic_loss(grid), color=COLORS["reference"], lw=1, ls=":", label="logistic loss")
     _draw_loss(left, worst_case)
     left.set_xlabel(_MARGIN)
+    _title(left, f"Value {worst_case.value:.4g}, gain {worst_case.value - worst_case.nominal:.3g}")
     _draw_margins(middle, worst_case, 40, _MARGIN)
+    _title(middle, _mass_to_a(worst_case))
     _draw_knapsack(right, worst_case, 3.0)
+    _title(right, f"Knapsack of size ε = {worst_case.radius:.3g}")
     return figure
 
 
 def _draw_loss(axes, worst_case: WorstCase) -> None:
     low, high = worst_case.support
     grid = np.linspace(low, high, 400)
-    if worst_case.loss is not logistic_loss and low < 0:
-        axes.plot(grid, logistic_loss(grid), color=COLORS["reference"], lw=1, ls=":", label="logistic loss")
     axes.plot(grid, worst_case.loss(grid), color=COLORS["bound"], label="loss ℓ(ξ)")
     moved = worst_case.moved > 0
     if moved.any():
@@ -64,12 +71,26 @@ def _draw_loss(axes, worst_case: WorstCase) -> None:
         label = f"chord, slope −λ* = −{worst_case.price:.3g}" if worst_case.price else "everything moves: λ* = 0"
         axes.plot(ends, worst_case.loss(ends), "o--", color=COLORS["follower"], markersize=4, label=label)
         axes.axvspan(*ends, color=COLORS["follower"], alpha=0.1, lw=0)
-    means = (("leader", "mean loss", worst_case.nominal), ("follower", "worst-case mean", worst_case.value))
-    for color, name, height in means:
-        axes.axhline(height, color=COLORS[color], lw=1, label=f"{name} {height:.4g}")
+    # The worst case is never below the mean, so their labels keep out of each other's way.
+    means = (
+        ("follower", "worst-case mean", worst_case.value, "bottom"),
+        ("leader", "mean loss", worst_case.nominal, "top"),
+    )
+    for color, name, height, side in means:
+        axes.axhline(height, color=COLORS[color], lw=1)
+        axes.text(
+            0.99,
+            height,
+            f"{name} {height:.4g}",
+            transform=axes.get_yaxis_transform(),
+            ha="right",
+            va=side,
+            color=COLORS[color],
+        )
     axes.set(ylabel="loss (nats)")
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top + 0.45 * (top - bottom))
     axes.legend(loc="upper right")
-    _title(axes, "The loss and the price of transport")
 
 
 def _draw_margins(axes, worst_case: WorstCase, bins: int, unit: str) -> None:
@@ -95,12 +116,9 @@ def _draw_margins(axes, worst_case: WorstCase, bins: int, unit: str) -> None:
     axes.set(xlabel=unit, ylabel=f"pairs a bin, of {n_pairs:,}", xlim=(low - room, high + room))
     axes.set_ylim(0, 4 * highest)
     axes.legend(loc="upper right")
-    share = worst_case.moved.mean()
-    _title(axes, f"ε = {worst_case.radius:.3g} moves {_percent(share)} of the mass to a = {_signed(low)}")
 
 
 def _draw_knapsack(axes, worst_case: WorstCase, span: float) -> None:
-    _title(axes, "The adversary buys the steepest chords first")
     axes.set(xlabel="transport (reward units per pair)", ylabel="loss gained per unit of transport")
     low, _ = worst_case.support
     ordered = np.sort(worst_case.margins)
@@ -121,7 +139,7 @@ def _draw_knapsack(axes, worst_case: WorstCase, span: float) -> None:
     gained = f"moved: gains {worst_case.value - worst_case.nominal:.3g} in all"
     taken = np.minimum(edges, worst_case.radius)
     axes.stairs(slopes, taken, fill=True, color=COLORS["follower"], alpha=0.3, label=gained)
-    axes.axvline(worst_case.radius, color=COLORS["bound"], lw=1, ls=":")
+    axes.axvline(worst_case.radius, ymax=0.72, color=COLORS["bound"], lw=1, ls=":")
     price = f"price λ* = {worst_case.price:.4g}"
     axes.axhline(worst_case.price, color=COLORS["follower"], lw=1, ls="--", label=price)
     lowest, highest = min(slopes.min(), worst_case.price), max(slopes.max(), worst_case.price)
@@ -154,7 +172,7 @@ def pull_on_each_pair(worst_case: WorstCase) -> Figure:
     ):
         axes.plot(x, (1 - t) * dpo + t * moved_pull, color=COLORS[color], label=label, **style)
     axes.plot(x, dpo, color=COLORS["bound"], lw=1, ls="--", label="DPO: every pair pulls with σ(−ξ)")
-    axes.set(xlabel=_MARGIN, ylabel="pull on the margin, −N ∂/∂ξ", ylim=(0, None))
+    axes.set(xlabel=_MARGIN, ylabel="pull on the margin, −N ∂/∂ξ")
     if (t > 0).any():
         axes.axvspan(worst_case.support[0], x[t > 0].max(), color=COLORS["follower"], alpha=0.1, lw=0)
     axes.legend()
@@ -201,9 +219,14 @@ def value_against_radius(
     radii : sequence of positive float, ascending
         The axis is logarithmic.
     marked : mapping of a name to a radius, for instance {"fixed": 0.01, "calibrated": 0.2}
+        A radius of 0 has no place on the axis and is left out.
     """
-    marked = dict(marked or {})
-    radii = np.unique(np.concatenate([radii, [r for r in marked.values() if r > 0]]))
+    marked = {name: radius for name, radius in (marked or {}).items() if radius > 0}
+    # Where everything has moved the price drops to 0 at once: one radius on either side draws it upright.
+    start = worst_case(margins, 0.0, support)
+    everything = float(np.mean(start.margins - start.support[0])) * np.array([1 - 1e-9, 1 + 1e-9])
+    kinks = everything[(everything > np.min(radii)) & (everything < np.max(radii))]
+    radii = np.unique(np.concatenate([radii, kinks, list(marked.values())]))
     solutions = [worst_case(margins, radius, support) for radius in radii]
     values, prices = (np.array([getattr(s, name) for s in solutions]) for name in ("value", "price"))
     nominal = solutions[0].nominal
@@ -266,18 +289,14 @@ def tangent_error(
     left.set(yscale="log", ylabel="largest error of the loss (nats)")
     _title(left, "Tangents lie below the loss")
     right.axhline(exact.value, color=COLORS["follower"], lw=1, label=f"exact loss: {exact.value:.4g}")
-    right.axhline(
-        exact.nominal, color=COLORS["bound"], lw=1, ls=":", label=f"no adversary: {exact.nominal:.4g}"
-    )
+    right.axhline(exact.nominal, color=COLORS["bound"], lw=1, ls=":", label=f"no adversary: {exact.nominal:.4g}")
     right.set(ylabel=f"worst-case {_VALUE}")
     right.legend(frameon=False, loc="lower right", fontsize="small")
     _title(right, f"Value at ε = {radius:.3g}")
     return figure
 
 
-def grouping_cost(
-    margins: np.ndarray, radius: float, support: Support | None, group_sizes: Sequence[int]
-) -> Figure:
+def grouping_cost(margins: np.ndarray, radius: float, support: Support | None, group_sizes: Sequence[int]) -> Figure:
     """Draw the part of the adversary's gain that is lost when groups of pairs cannot share a budget.
 
     Parameters
@@ -288,7 +307,8 @@ def grouping_cost(
     sizes = np.unique(np.asarray(group_sizes, dtype=int))
     whole = worst_case(margins, radius, support)
     gains = np.array([grouped(margins, radius, int(size), support).value for size in sizes]) - whole.nominal
-    lost = 1 - gains / (whole.value - whole.nominal)
+    gain = whole.value - whole.nominal
+    lost = 1 - gains / gain if gain > 0 else np.zeros(sizes.size)
 
     figure, axes = new_figure(width=5.0, height=3.4)
     axes.plot(sizes, lost, "o-", color=COLORS["follower"], markersize=4, label="groups")
@@ -318,7 +338,9 @@ def solvers_side_by_side(table: pd.DataFrame | list[dict]) -> Figure:
     """
     table = pd.DataFrame(table)
     rows = np.arange(len(table))[::-1]
-    gain = (table["value"] - table["nominal"]) / (table["bound"] - table["nominal"])
+    attainable = table["bound"] - table["nominal"]
+    # Where nothing can be gained, gaining nothing is all of it.
+    gain = ((table["value"] - table["nominal"]) / attainable).where(attainable > 0, 1.0)
     excess = table["excess"] / table["radius"]
     figure, panels = new_figure(
         1, 3, width=3.1, height=0.9 + 0.42 * len(table), sharey=True, gridspec_kw={"wspace": 0.05}
@@ -327,8 +349,8 @@ def solvers_side_by_side(table: pd.DataFrame | list[dict]) -> Figure:
     good = (gain > 1 - 1e-4) & (excess < 1e-6)
     colors = np.where(good, COLORS["leader"], COLORS["follower"])
     columns = (
-        (gain, "share of the attainable gain", [f"{x:.1%}" if abs(x) < 100 else f"{x:.3g}" for x in gain]),
-        (excess, "transport over budget", ["none" if x < 1e-6 else f"{x:.1%}" for x in excess]),
+        (gain, "share of the attainable gain", [_share(x) for x in gain]),
+        (excess, "transport over budget", ["none" if x < 1e-6 else _share(x) for x in excess]),
         (table["seconds"], "time (s)", [_seconds(x) for x in table["seconds"]]),
     )
     for axes, (lengths, label, texts) in zip(panels, columns, strict=True):
@@ -336,19 +358,24 @@ def solvers_side_by_side(table: pd.DataFrame | list[dict]) -> Figure:
         if label.startswith("time"):
             axes.set_xscale("log")
             axes.hlines(rows, lengths.min() / 3, lengths, color=colors, lw=2)
-            axes.set_xlim(lengths.min() / 3, lengths.max() * 30)
+            axes.set_xlim(lengths.min() / 3, lengths.max() * 200)
+            axes.xaxis.set_major_locator(LogLocator(100))
+            axes.minorticks_off()
         else:
             axes.hlines(rows, 0, lengths, color=colors, lw=2)
             axes.axvline(0, color=COLORS["bound"], lw=0.8)
+            axes.xaxis.set_major_locator(MaxNLocator(3))
             axes.xaxis.set_major_formatter(PercentFormatter(1))
-            reach = max(lengths.max(), 0.01)
-            axes.set_xlim(min(lengths.min() * 1.2, -0.02 * reach), reach * 1.5)
+            low, high = min(lengths.min(), 0), max(lengths.max(), 0.01)
+            axes.set_xlim(low - 0.05 * (high - low), high + 0.5 * (high - low))
         axes.scatter(lengths, rows, c=colors, s=28, zorder=3)
         for x, row, text in zip(lengths, rows, texts, strict=True):
             axes.annotate(text, (max(x, 0), row), (7, 0), textcoords="offset points", va="center")
-    panels[0].set_yticks(rows, labels=table["solver"])
+    labels = [f"{row.solver}, {row.n_pairs:,} pairs" for row in table.itertuples()]
+    panels[0].set_yticks(rows, labels=table["solver"] if table["n_pairs"].nunique() == 1 else labels)
     panels[0].set_ylim(-0.6, len(table) - 0.4)
-    _title(panels[0], f"{table['n_pairs'].max():,} pairs")
+    if table["n_pairs"].nunique() == 1:
+        _title(panels[0], f"{table['n_pairs'].max():,} pairs")
     return figure
 
 
@@ -380,12 +407,16 @@ def _seconds(x: float) -> str:
     return f"{x * 1e3:.3g} ms" if x < 1 else f"{x:.3g} s"
 
 
+def _share(x: float) -> str:
+    return (f"{x:.1%}" if abs(x) < 100 else f"{x:.3g}").replace("-", "−")
+
+
 def _signed(x: float) -> str:
     return f"{x:.3g}".replace("-", "−")
 
 
-def _percent(share: float) -> str:
-    return f"{share:.3g} %" if share == 0 else f"{100 * share:.3g} %"
+def _mass_to_a(worst_case: WorstCase) -> str:
+    return f"{100 * worst_case.moved.mean():.3g} % of the mass to a = {_signed(worst_case.support[0])}"
 
 
 def _title(axes, text: str) -> None:

@@ -69,9 +69,7 @@ def _agreement(axis, margins: np.ndarray, agrees: np.ndarray, n_bins: int) -> No
     low, high = np.transpose([_wilson(agrees[group].sum(), len(group)) for group in groups])
     axis.errorbar(centre, share, [share - low, high - share], fmt="o-", color=COLORS["gold"], capsize=3)
     axis.axhline(0.5, color=COLORS["reference"], linestyle=":", linewidth=1)
-    axis.text(
-        1, 0.5, "coin flip ", transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize="small"
-    )
+    axis.text(1, 0.5, "coin flip ", transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize="small")
     axis.set(
         xlabel="mean margin of the bin (reward units)",
         ylabel="self-label agrees with gold",
@@ -111,7 +109,5 @@ def self_labels_by_round(audits: dict[int, dict]) -> Figure:
         title="Self-labels",
     )
     axes[1].plot(rounds, [audits[t]["margin_mean"] for t in rounds], "o-", color=COLORS["leader"])
-    axes[1].set(
-        xlabel="round", ylabel="mean margin (reward units)", xticks=rounds, ylim=(0, None), title="Certainty"
-    )
+    axes[1].set(xlabel="round", ylabel="mean margin (reward units)", xticks=rounds, ylim=(0, None), title="Certainty")
     return figure

@@ -32,12 +32,7 @@ def worst_case_drop(drops, lipschitz: float, radius: float):
     x = drops[0].sizes / radius
     figure, axes = new_figure(1, 2, width=4.4, sharey=True)
     panels = [
-        (
-            axes[0],
-            [lipschitz * radius] * len(drops),
-            r"bound $L\delta$ (Theorem 2.4)",
-            r"payoff lost / $L\varepsilon$",
-        ),
+        (axes[0], [lipschitz * radius] * len(drops), r"bound $L\delta$ (Theorem 2.4)", r"payoff lost / $L\varepsilon$"),
         (
             axes[1],
             [game.supremum[-1] / x[-1] for game in drops],
@@ -103,19 +98,15 @@ def _regret_panel(axis, games, lipschitz, radius):
         linestyle="--",
         label=r"$L(\delta - 2\varepsilon)$ (Thm 2.6)",
     )
-    axis.set_ylim(0, 1.4 * x[-1])
+    # Room below zero, so that a regret of zero is seen.
+    axis.set_ylim(-0.5, 1.4 * x[-1])
 
 
 def one_game(regrets, lipschitz: float, radius: float, shift: float):
     """One game at one radius, with one shift size marked: the picture behind the sliders."""
     figure, axis = new_figure(width=5.6, height=3.6)
     axis.axvspan(
-        0,
-        radius,
-        color=COLORS["reference"],
-        alpha=0.12,
-        linewidth=0,
-        label=r"ball, $\delta \leq \varepsilon$",
+        0, radius, color=COLORS["reference"], alpha=0.12, linewidth=0, label=r"ball, $\delta \leq \varepsilon$"
     )
     for name, color in (("dpo", "dpo"), ("sgpo", "ssapo")):
         curve = getattr(regrets, name)
@@ -137,7 +128,7 @@ def one_game(regrets, lipschitz: float, radius: float, shift: float):
         linestyle="--",
         label=r"$\|\theta_{DPO}\|(\delta - 2\varepsilon)$",
     )
-    axis.axvline(shift, color=COLORS["reference"], linewidth=0.8)
+    axis.vlines(shift, 0, np.interp(shift, regrets.sizes, regrets.dpo), color=COLORS["reference"], linewidth=0.8)
     norms = rf"$\|\theta_{{DPO}}\|$ = {regrets.norms[0]:.2f}, $\|\theta_{{SGPO}}\|$ = {regrets.norms[1]:.2f}"
     axis.set(
         xlabel=r"shift $\delta$ (feature units)",
@@ -191,11 +182,7 @@ def advantage(families, radius: float):
         band(axis, x, same, COLORS["ssapo"], r"DPO / SGPO, both at $\delta$")
         beyond = np.linspace(2.05, x[-1], 200)
         axis.plot(
-            beyond,
-            beyond / 2 - 1,
-            color=COLORS["bound"],
-            linestyle="--",
-            label=r"$\delta/2\varepsilon - 1$ (Cor. 2.7)",
+            beyond, beyond / 2 - 1, color=COLORS["bound"], linestyle="--", label=r"$\delta/2\varepsilon - 1$ (Cor. 2.7)"
         )
         axis.axhline(1, color=COLORS["reference"], linewidth=0.8)
         axis.set(yscale="log", xlabel=r"shift $\delta / \varepsilon$", ylim=(0.01, 100))
@@ -222,12 +209,7 @@ def convergence(result, jumps, weight_shown: float):
     axes[0, 1].plot([0.1, 3], [0.1, 3], color=COLORS["bound"], linestyle="--", label="prediction = measurement")
     for mask, color, label in ((stable, "leader", "converges"), (unstable, "follower", "diverges")):
         axes[0, 1].scatter(result.predicted[mask], result.measured[mask], s=14, color=COLORS[color], label=label)
-    axes[0, 1].set(
-        xlabel="predicted factor",
-        ylabel="measured factor",
-        xscale="log",
-        yscale="log",
-    )
+    axes[0, 1].set(xlabel="predicted factor", ylabel="measured factor", xscale="log", yscale="log")
     ticks = [0.1, 0.3, 1, 3]
     axes[0, 1].set_xticks(ticks, ticks)
     axes[0, 1].set_yticks(ticks, ticks)
@@ -249,11 +231,7 @@ def _distances(axis, result, column, worst):
     )
     rate = np.median(result.predicted[:, column])
     axis.plot(
-        steps,
-        0.3 * rate**steps,
-        color=COLORS["bound"],
-        linestyle="--",
-        label=f"predicted, median factor {rate:.2f}",
+        steps, 0.3 * rate**steps, color=COLORS["bound"], linestyle="--", label=f"predicted, median factor {rate:.2f}"
     )
     axis.plot(
         steps,
@@ -261,31 +239,16 @@ def _distances(axis, result, column, worst):
         color=COLORS["follower"],
         label=rf"one game, $\lambda$ = {result.weights[0]:g} < {result.critical[worst]:.2f}",
     )
-    axis.set(
-        yscale="log",
-        xlabel="round",
-        ylabel="relative distance",
-        ylim=(1e-14, 1e7),
-    )
+    axis.set(yscale="log", xlabel="round", ylabel="relative distance", ylim=(1e-14, 1e7))
     _label(axis, "Distance to equilibrium", "upper right")
 
 
 def _factors(axis, result):
     band(axis, result.weights, result.measured, COLORS["leader"], "measured", marker="o", markersize=3)
-    band(
-        axis,
-        result.weights,
-        result.paper,
-        COLORS["accent"],
-        r"the proof's $L_\ell L_f L_R/\mu$",
-        linestyle="-.",
-    )
+    band(axis, result.weights, result.paper, COLORS["accent"], r"the proof's $L_\ell L_f L_R/\mu$", linestyle="-.")
     axis.axhline(1, color=COLORS["reference"], linewidth=0.8)
     axis.set(
-        xscale="log",
-        yscale="log",
-        xlabel=r"proximal weight $\lambda$ (1 / step size)",
-        ylabel="contraction factor",
+        xscale="log", yscale="log", xlabel=r"proximal weight $\lambda$ (1 / step size)", ylabel="contraction factor"
     )
     _label(axis, "A shorter step converges more slowly", "upper right")
 
@@ -298,12 +261,7 @@ def _jumps(axis, jumps):
         axis.plot(steps, np.maximum(lengths, 1e-17), color=color, linewidth=0.8, alpha=0.7)
     axis.plot([], [], color=COLORS["follower"], label=f"never settles: {stalled.sum()} of {len(stalled)} games")
     axis.plot([], [], color=COLORS["leader"], label=f"converges: {(~stalled).sum()} of {len(stalled)}")
-    axis.set(
-        yscale="log",
-        xlabel="round",
-        ylabel=r"$\|\theta_{t+1} - \theta_t\|$",
-        ylim=(1e-12, 1e3),
-    )
+    axis.set(yscale="log", xlabel="round", ylabel=r"$\|\theta_{t+1} - \theta_t\|$", ylim=(1e-12, 1e3))
     _label(axis, "When the best response can jump", "upper right")
 
 
@@ -323,11 +281,7 @@ def existence(policies, values, response, floors, missing, moved):
         axes[0].plot(policies, value, color=COLORS[color], label=label)
         axes[0].plot(policies[best], value[best], "o", color=COLORS[color])
     tops = [value.max() for _, value in values.values()]
-    axes[0].set(
-        xlabel=r"policy $\theta$",
-        ylabel="payoff (nats)",
-        ylim=(min(tops) - 0.45, max(tops) + 0.05),
-    )
+    axes[0].set(xlabel=r"policy $\theta$", ylabel="payoff (nats)", ylim=(min(tops) - 0.45, max(tops) + 0.3))
     _label(axes[0], "The leader's value")
     atoms = response.atoms()
     order = np.argsort(atoms.position, kind="stable")
@@ -351,11 +305,7 @@ def existence(policies, values, response, floors, missing, moved):
     _label(axes[1], "The follower's best response")
     axes[2].plot(-floors, missing, "o-", color=COLORS["leader"], label="value missing to the infimum (nats)")
     axes[2].plot(-floors, moved, "s-", color=COLORS["follower"], label="mass moved")
-    axes[2].set(
-        xscale="log",
-        yscale="log",
-        xlabel=r"window's lower end $-a$ (margin units)",
-    )
+    axes[2].set(xscale="log", yscale="log", xlabel=r"window's lower end $-a$ (margin units)")
     _label(axes[2], "On the whole line: never attained", "lower left")
     return figure
 
@@ -370,14 +320,7 @@ def approximation(pieces, groups, bins, tolerances):
     """
     figure, axes = new_figure(1, 3, width=4.1, height=3.5)
     counts, optimism, bound, nested = pieces
-    band(
-        axes[0],
-        counts[nested],
-        optimism[:, nested],
-        COLORS["leader"],
-        r"nested tangents, $K = 2^j + 1$",
-        marker="o",
-    )
+    band(axes[0], counts[nested], optimism[:, nested], COLORS["leader"], r"nested tangents, $K = 2^j + 1$", marker="o")
     other = np.setdiff1d(np.arange(len(counts)), nested)
     axes[0].plot(counts[other], np.median(optimism[:, other], axis=0), "x", color=COLORS["follower"], label="other $K$")
     band(axes[0], counts, bound, COLORS["bound"], r"$\Delta_{pl}(K)$ (Prop. D.12)", linestyle="--")

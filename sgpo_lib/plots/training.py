@@ -39,10 +39,7 @@ def starting_margins(rows: pd.DataFrame, beta: float) -> Figure:
     beta : the DPO temperature.
     """
     start = beta * (
-        rows["chosen_log_prob"]
-        - rows["rejected_log_prob"]
-        - rows["ref_chosen_logps"]
-        + rows["ref_rejected_logps"]
+        rows["chosen_log_prob"] - rows["rejected_log_prob"] - rows["ref_chosen_logps"] + rows["ref_rejected_logps"]
     )
     figure, axis = new_figure(width=5.5, height=2.8)
     axis.hist(start, bins=40, weights=rows["weight"], color=COLORS["leader"], alpha=0.75)

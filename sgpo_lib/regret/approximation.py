@@ -36,7 +36,7 @@ def pieces_optimism(margins, radius: float, support, counts) -> tuple[np.ndarray
 def grouping_optimism(margins, radius: float, support, sizes) -> tuple[np.ndarray, np.ndarray]:
     """Optimism and its bound for groups of each size, every group with the budget `radius` of its own.
 
-    Proposition D.13 bounds it by a Hausdorff distance that nobody can compute. What its proof needs is the
+    Proposition D.13 bounds it by a Hausdorff distance of whole balls. What its proof needs is the
     distance of one global worst case to the grouped ball: that law overspends T_g - radius in group g, and
     moving less there repairs it, so optimism <= mean over pairs of (T_g - radius)+.
     """

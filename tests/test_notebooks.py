@@ -1,0 +1,131 @@
+"""The notebooks themselves, run through the graph on a tiny model: they finish, resume and repeat."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sgpo_lib.run import Run
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def _snakemake(params_file: Path, **kwargs) -> subprocess.Popen:
+    root = params_file.parent.parent
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(REPOSITORY / "Snakefile"),
+        "--directory",
+        str(root),
+    ]
+    command += ["--cores", "2", "--rerun-incomplete", "--nolock", "--quiet", "--config", f"params={params_file}"]
+    return subprocess.Popen(
+        [*command, f"figures={root / 'figures'}", "threads=1"],
+        cwd=root,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **kwargs,
+    )
+
+
+def _finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output[-6000:]
+    return output
+
+
+def _artefacts(root: Path) -> dict[str, str]:
+    """Hash of every table and of every policy's weights, by path: what two equal runs must share."""
+    files = [*root.rglob("*.parquet"), *root.rglob("*.safetensors"), *root.rglob("summary.json")]
+    return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_root) -> Path:
+    """A params file whose run went through the whole graph undisturbed."""
+    params_file = tiny_root("undisturbed")
+    _finish(_snakemake(params_file))
+    return params_file
+
+
+def test_the_graph_runs_every_notebook_and_leaves_summary_and_figures(finished):
+    root = finished.parent.parent
+    run = Run.open(finished)
+    run.step("evaluation").check()
+    summary = run.step("evaluation").load("summary.json")
+    assert list(summary) == ["sft", "dpo", "round-1", "round-2"]
+    assert {"mean", "low", "high"} <= set(summary["dpo"]["gold_reward_vs_sft"])
+    figures = {path.name for path in (root / "figures" / run.params.name).iterdir()}
+    assert {"gains.png", "worst_case.png", "self_labels.png", "summary.md", "results.json", "timing.md"} <= figures
+    executed = list(run.folder.rglob("notebooks/**/*.ipynb"))
+    assert len(executed) == 8
+    for notebook in executed:
+        outputs = [o for cell in json.loads(notebook.read_text())["cells"] for o in cell.get("outputs", [])]
+        assert not [o for o in outputs if o["output_type"] == "error"], notebook
+
+
+def test_a_second_run_of_the_graph_does_nothing(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.parent.parent.rglob("*.json")}
+    _finish(_snakemake(finished))
+    assert before == {path: path.stat().st_mtime_ns for path in finished.parent.parent.rglob("*.json")}
+
+
+def test_killed_at_any_moment_the_graph_resumes_to_the_same_artefacts(finished, tiny_root):
+    """Also the test of reproducibility: a second run of the same seed, interrupted, ends byte for byte alike."""
+    params_file = tiny_root("killed")
+    root = params_file.parent.parent
+    for seconds in (14, 23, 31):
+        process = _snakemake(params_file)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        _kill_kernels(root)
+        for record in root.rglob("*.json"):
+            if record.parent.name in ("dpo", "round-1", "round-2", "evaluation") and record.name != "summary.json":
+                for artefact in json.loads(record.read_text())["outputs"]:
+                    _load(params_file, record, artefact)
+    _finish(_snakemake(params_file))
+    assert _artefacts(root / "runs") == _artefacts(finished.parent.parent / "runs")
+
+
+def _load(params_file: Path, record: Path, artefact: str) -> None:
+    values = json.loads(record.read_text())
+    Run.open(params_file).step(values["step"], values["round"]).load(artefact)
+
+
+def _kill_kernels(root: Path) -> None:
+    """Kernels live in sessions of their own; a power cut would not have spared them."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            mine = os.readlink(process / "cwd") == str(root) and b"ipykernel" in (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if mine:
+            os.kill(int(process.name), signal.SIGKILL)
+
+
+def test_a_notebook_run_before_its_inputs_says_which_one_makes_them(tiny_root):
+    params_file = tiny_root("early")
+    notebook = REPOSITORY / "notebooks" / "03_dro_reweighting.ipynb"
+    done = subprocess.run(
+        [sys.executable, "-m", "papermill", str(notebook), str(params_file.parent / "out.ipynb")]
+        + ["-p", "params_file", str(params_file)],
+        capture_output=True,
+        text=True,
+        cwd=params_file.parent,
+    )
+    assert done.returncode != 0
+    assert "run notebook 02_self_annotation with round=1 first" in done.stderr

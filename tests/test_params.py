@@ -1,0 +1,243 @@
+"""Params: what the shipped files say, and that every mistake is named where it was made."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sgpo_lib.params import LoraParams, load_params
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = sorted((ROOT / "params").glob("*.yaml"))
+EMBEDDED = ROOT / "params" / "smollm2-135m.yaml"
+
+MINIMAL = {
+    "model": {"name_or_path": "smollm2-135m"},
+    "data": {"source": "builtin", "n_seed": 8, "n_prompts": [8], "n_evaluation": 8},
+    "seed_dpo": {"learning_rate": 1e-4},
+    "leader": {"learning_rate": 1e-4},
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a params file: the minimal one with some sections replaced, or a given text."""
+
+    def write(text=None, **sections):
+        path = tmp_path / "params" / "mine.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump(MINIMAL | sections) if text is None else text)
+        return path
+
+    return write
+
+
+# --- the shipped files
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_file_loads_and_leaves_no_section_or_size_to_defaults(path):
+    params, written = load_params(path), yaml.safe_load(path.read_text())
+    assert set(written) == set(params.model_dump(mode="json")) - {"name"}
+    for section in ("data", "generation", "follower", "evaluation"):
+        assert set(written[section]) >= set(params.model_dump()[section]) - {"split"}
+    assert {"name_or_path", "device", "dtype", "lora"} <= set(written["model"])
+    assert {"mode", "reference", "accumulate"} <= set(written["leader"])
+    for training in (written["seed_dpo"], written["leader"]):
+        assert {"learning_rate", "num_train_epochs", "per_device_train_batch_size", "max_length"} <= set(training)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "learning_rate", "beta", "seed_epochs", "n_prompts"),
+    [
+        ("mistral-7b", "alignment-handbook/zephyr-7b-sft-full", 5e-7, 0.1, 3, [8000, 20000, 30000]),
+        ("llama3-8b", "meta-llama/Meta-Llama-3-8B-Instruct", 1e-6, 0.05, 1, [8000, 20000]),
+    ],
+)
+def test_files_of_the_papers_models_hold_its_settings(name, model, learning_rate, beta, seed_epochs, n_prompts):
+    params = load_params(ROOT / "params" / f"{name}.yaml")
+    assert params.model.name_or_path == model
+    assert params.model.lora is None
+    assert params.data.source == "argilla/ultrafeedback-binarized-preferences-cleaned"
+    assert (params.data.n_seed, params.data.n_prompts, params.n_rounds) == (2000, n_prompts, len(n_prompts))
+    assert (params.data.shuffle_seed, params.data.reshuffle) == (42, False)
+    assert params.beta == beta
+    assert (params.generation.temperature, params.generation.max_new_tokens) == (0.7, 300)
+    assert params.seed_dpo.learning_rate == params.leader.learning_rate == learning_rate
+    assert params.seed_dpo.num_train_epochs == seed_epochs
+    assert params.follower.radius == 0.01
+    assert (params.leader.mode, params.leader.reference, params.leader.accumulate) == ("transport", "previous", False)
+    assert params.gold is None
+
+
+def test_embedded_default_runs_three_rounds_with_an_adapter_and_a_gold_user():
+    params = load_params(EMBEDDED)
+    assert params.n_rounds == 3
+    assert params.model.lora == LoraParams(r=16, lora_alpha=32)
+    assert (params.gold.word_limit, params.gold.word_penalty) == (30, 0.02)
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "nearest"),
+    [
+        ("betta", "beta"),
+        ("sead_dpo", "seed_dpo"),
+        ("leader.learning_rte", "leader.learning_rate"),
+        ("follower.raduis", "follower.radius"),
+        ("follower.support.tua", "follower.support.tau"),
+        ("model.lora.alpha", "model.lora.lora_alpha"),
+        ("data.seed", "data.n_seed"),
+        ("radius", "follower.radius"),
+    ],
+)
+def test_misspelt_key_is_named_with_the_nearest_valid_one(misspelt, nearest):
+    with pytest.raises(ValueError, match="is not a parameter") as caught:
+        load_params(EMBEDDED, {misspelt: 1})
+    assert f"'{misspelt}' is not a parameter; did you mean '{nearest}'?" in str(caught.value)
+    assert str(EMBEDDED) in str(caught.value)
+
+
+def test_all_misspelt_keys_are_named_at_once():
+    with pytest.raises(ValueError, match="cannot be used") as caught:
+        load_params(EMBEDDED, {"betta": 1, "leader.mod": "transport", "data.n_sead": 3})
+    assert all(f"'{key}'" in str(caught.value) for key in ("betta", "leader.mod", "data.n_sead"))
+
+
+@pytest.mark.parametrize("key", ["name", "root"])
+def test_where_the_file_lies_cannot_be_set_in_it(key):
+    with pytest.raises(ValueError, match=f"'{key}' is not a parameter"):
+        load_params(EMBEDDED, {key: "elsewhere"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("beta", "small", "valid number"),
+        ("beta", 0, "greater than 0"),
+        ("beta", None, "valid number"),
+        ("data.n_seed", 2.5, "valid integer"),
+        ("data.n_seed", 0, "greater than or equal to 1"),
+        ("data.n_prompts", [], "at least 1 item"),
+        ("data.n_prompts", 96, "valid list"),
+        ("generation.temperature", -0.7, "greater than 0"),
+        ("leader.mode", "pieces", "'transport'"),
+        ("leader.reference", "last", "'previous' or 'initial'"),
+        ("leader.warmup_steps", -1, "greater than or equal to 0"),
+        ("model.device", "gpu", "pattern"),
+        ("model.dtype", "float8", "'auto'"),
+        ("model.lora.r", 0, "greater than or equal to 1"),
+        ("follower.radius", -0.01, "greater than or equal to 0"),
+        ("follower.radius", float("nan"), "greater than or equal to 0"),
+        ("follower.radius", float("inf"), "finite"),
+        ("leader.learning_rate", float("inf"), "finite"),
+        ("follower.support", {"rule": "quantile", "q": 0.5}, "less than 0.5"),
+        ("follower.support", {"rule": "window"}, "'range'"),
+        ("evaluation.confidence", 1, "less than 1"),
+        ("gold.word_penalty", "none", "valid number"),
+    ],
+)
+def test_bad_value_is_named_with_its_key(key, value, reason):
+    with pytest.raises(ValueError, match="cannot be used") as caught:
+        load_params(EMBEDDED, {key: value})
+    *_, last = key.split(".")
+    shown = value[last] if isinstance(value, dict) and last in value else value
+    shown = value.get("q", value["rule"]) if isinstance(value, dict) else shown
+    named = [line for line in str(caught.value).splitlines() if f"'{key}" in line and repr(shown) in line]
+    assert named, str(caught.value)
+    assert reason in " ".join(named)
+
+
+def test_missing_value_is_named(write):
+    with pytest.raises(ValueError, match=r"'seed_dpo\.learning_rate' is missing"):
+        load_params(write(seed_dpo={"num_train_epochs": 2}))
+
+
+def test_missing_section_is_named(write):
+    text = yaml.safe_dump({key: value for key, value in MINIMAL.items() if key != "data"})
+    with pytest.raises(ValueError, match="'data' is missing"):
+        load_params(write(text))
+
+
+@pytest.mark.parametrize("text", ["", "- model\n- data\n", "beta\n"])
+def test_file_without_sections_says_what_it_must_hold(write, text):
+    with pytest.raises(ValueError, match=r"mine\.yaml must hold sections such as 'model:'"):
+        load_params(write(text))
+
+
+def test_invalid_yaml_is_named_with_its_line(write):
+    with pytest.raises(ValueError, match=r"(?s)mine\.yaml is not valid YAML.*line 2"):
+        load_params(write("beta: 0.1\nmodel: {name_or_path: x\ndata: 3\n"))
+
+
+def test_section_given_as_a_single_value_is_named(write):
+    with pytest.raises(ValueError, match="'model' is 'smollm2-135m'"):
+        load_params(write(model="smollm2-135m"))
+
+
+# --- values
+
+
+def test_exponent_without_a_point_is_a_number_although_yaml_reads_text(write):
+    text = yaml.safe_dump(MINIMAL).replace("learning_rate: 0.0001", "learning_rate: 5e-7")
+    assert yaml.safe_load(text)["leader"]["learning_rate"] == "5e-7"
+    assert load_params(write(text)).leader.learning_rate == 5e-7
+
+
+@pytest.mark.parametrize(
+    "support", [{"rule": "range", "tau": 0.3}, {"tau": 0.3}, {"rule": "quantile", "q": 0.05}, [-2.0, 3.0]]
+)
+def test_every_kind_of_support_is_understood(write, support):
+    made = load_params(write(follower={"support": support})).model_dump(mode="json")["follower"]["support"]
+    assert made == (support if isinstance(support, list) else {"rule": "range"} | support)
+
+
+def test_overrides_reach_into_sections_and_leave_the_rest(write):
+    path = write(follower={"radius": 0.5, "support": {"rule": "range", "tau": 1.0}})
+    changes = {"follower.radius": 0.03, "model.lora.r": 4, "beta": 0.2, "data.n_prompts": [4, 4]}
+    plain, changed = load_params(path), load_params(path, changes)
+    assert plain.model.lora is None
+    assert changed.model.lora == LoraParams(r=4)
+    assert changed.n_rounds == 2
+    differing = {key for key, value in changed.flat().items() if plain.flat().get(key) != value}
+    assert {key for key in differing if not key.startswith("model.lora")} == set(changes) - {"model.lora.r"}
+
+
+def test_an_adapter_can_be_switched_off_by_an_override():
+    assert load_params(EMBEDDED, {"model.lora": None}).model.lora is None
+
+
+def test_flat_values_are_json_and_can_be_limited_to_sections(write):
+    params = load_params(write(follower={"support": [-1.0, 1.0]}))
+    assert json.loads(json.dumps(params.flat())) == params.flat()
+    assert set(params.flat(["beta", "follower"])) == {"beta", "follower.radius", "follower.support"}
+
+
+# --- where the file is
+
+
+def test_relative_path_is_found_from_any_folder_below_the_root(write, monkeypatch):
+    path = write()
+    below = path.parents[1] / "notebooks" / "deeper"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    params = load_params("params/mine.yaml")
+    assert (params.name, params.root) == ("mine", path.parents[1].resolve())
+
+
+def test_root_of_a_file_outside_a_params_folder_is_its_own_folder(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    assert load_params(path).root == tmp_path.resolve()
+
+
+@pytest.mark.parametrize("working_folder", [".", "notebooks"])
+def test_missing_file_is_named_with_those_there_are(write, monkeypatch, working_folder):
+    root = write().parents[1]
+    (root / "notebooks").mkdir()
+    monkeypatch.chdir(root / working_folder)
+    with pytest.raises(FileNotFoundError, match=r"params/yours\.yaml.*There are: mine\.yaml"):
+        load_params("params/yours.yaml")
