@@ -79,6 +79,7 @@ class WeightedDPOTrainer(DPOTrainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
+        """Take what `trl.DPOTrainer` takes; raises ValueError for another loss than sigmoid."""
         config = kwargs.get("args")
         if config is not None and list(config.loss_type) != ["sigmoid"]:
             raise ValueError(f"WeightedDPOTrainer supports loss_type='sigmoid', not {config.loss_type}.")
@@ -143,7 +144,8 @@ def train(policy: Policy, rows: pd.DataFrame, training: TrainingParams, beta: fl
     policy.make_trainable(seed)
     columns = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps", "weight"]
     options = training.model_dump(include=set(TrainingParams.model_fields))
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # arguments that transformers is about to rename
         config = DPOConfig(
             output_dir=scratch,
             beta=beta,
@@ -154,15 +156,13 @@ def train(policy: Policy, rows: pd.DataFrame, training: TrainingParams, beta: fl
             dataloader_pin_memory=policy.device.type == "cuda",
             **options,
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            trainer = WeightedDPOTrainer(
-                model=policy.model,
-                args=config,
-                train_dataset=Dataset.from_pandas(rows[columns], preserve_index=False),
-                processing_class=policy.tokenizer,
-            )
-            trainer.train()
+        trainer = WeightedDPOTrainer(
+            model=policy.model,
+            args=config,
+            train_dataset=Dataset.from_pandas(rows[columns], preserve_index=False),
+            processing_class=policy.tokenizer,
+        )
+        trainer.train()
     policy.model.eval()
     log = pd.DataFrame([entry for entry in trainer.state.log_history if "loss" in entry])
     return log.drop(columns=[name for name in log if name.startswith("total")])

@@ -87,7 +87,7 @@ class Policy:
         is_adapter = weights is not None and (weights / "adapter_config.json").exists()
         model = _load_model(source if is_adapter or weights is None else weights, params)
         if is_adapter:
-            model = PeftModel.from_pretrained(model, weights, is_trainable=True)
+            model = _with_adapter(model, weights)
         return cls(model.eval(), tokenizer, params)
 
     @property
@@ -100,8 +100,7 @@ class Policy:
         if self.params.lora is not None and not isinstance(self.model, PeftModel):
             set_seed(seed)
             config = LoraConfig(task_type="CAUSAL_LM", **self.params.lora.model_dump())
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
+            with _without_future_warnings():
                 self.model = get_peft_model(self.model, config)
 
         elif self.params.lora is None:
@@ -116,7 +115,7 @@ class Policy:
         """Become the policy saved in `weights`, or the SFT model if None, reusing the loaded base for adapters."""
         if weights is not None and (weights / "adapter_config.json").exists():
             base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
-            self.model = PeftModel.from_pretrained(base, weights).eval()
+            self.model = _with_adapter(base, weights).eval()
         elif weights is None and isinstance(self.model, PeftModel):
             self.model = self.model.unload().eval()
         elif weights is not None or self.params.lora is None:
@@ -347,6 +346,19 @@ def _load_model(source: str | Path, params: ModelParams) -> PreTrainedModel:
         ),
         source,
     ).to(device)
+
+
+def _with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    with _without_future_warnings():
+        return PeftModel.from_pretrained(model, folder, is_trainable=True)
+
+
+@contextlib.contextmanager
+def _without_future_warnings() -> Iterator[None]:
+    """PEFT reads attributes that transformers is about to rename; a reader can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _or_explain(load, source: str | Path):

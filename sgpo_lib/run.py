@@ -207,7 +207,7 @@ class Step:
             listing = "\n  ".join(differing)
             raise ValueError(
                 f"{self.folder} was made with other params:\n  {listing}\nAsk for the same values, run {self.label} "
-                "again, or keep both: a method label such as 'ssapo+mine' or a copy of the params file has its own folder."
+                "again, or keep both: a method label such as 'ssapo+mine' or a copied params file has its own folder."
             )
         for step in self.inputs:
             if record["inputs"].get(step._key) != step._digest():

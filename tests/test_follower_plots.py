@@ -1,10 +1,17 @@
 """The follower's figures can be drawn wherever a slider may go, and say what they show."""
 
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import ipywidgets
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from sgpo_lib.follower import side_by_side, worst_case
+from sgpo_lib.follower import convex_program, piecewise, sgpo_loss, side_by_side, tangents, worst_case
 from sgpo_lib.plots import follower as plots
+from sgpo_lib.plots import widgets
 
 MARGINS = np.abs(np.random.default_rng(0).normal(0, 2, 300))
 
@@ -13,7 +20,7 @@ MARGINS = np.abs(np.random.default_rng(0).normal(0, 2, 300))
 @pytest.mark.parametrize("support", [None, (0.5, 3.0), (-20.0, 20.0)])
 def test_margins_and_knapsack_are_drawn_at_every_radius(radius, support, tmp_path):
     result = worst_case(MARGINS, radius, support)
-    for draw in (plots.margins_and_worst_case, plots.knapsack):
+    for draw in (plots.margins_and_worst_case, plots.knapsack, plots.adversary, plots.pull_on_each_pair):
         figure = draw(result)
         figure.savefig(tmp_path / "figure.png")
         assert all(axes.get_title(loc="left") for axes in figure.axes)
@@ -52,3 +59,123 @@ def test_solvers_are_drawn_in_the_order_of_the_table(tmp_path):
     figure.savefig(tmp_path / "figure.png")
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["exact", "half"]
     assert plots.solver_times(rows).axes[0].get_xlabel() == "pairs N"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("margins", [[0.3], [0.3, 0.3]])
+@pytest.mark.parametrize("tau", [0.0, 0.1])
+def test_rounds_of_next_to_no_pairs_are_drawn(margins, tau, tmp_path):
+    margins = np.array(margins)
+    support = (0.3 - tau, 0.3 + tau)
+    result = worst_case(margins, 0.01, support)
+    for figure in (
+        plots.margins_and_worst_case(result),
+        plots.knapsack(result),
+        plots.pull_on_each_pair(result),
+        plots.value_against_radius(margins, support, [0.001, 0.1], {"fixed": 0.01}),
+        plots.tangent_error(margins, 0.01, support),
+        plots.grouping_cost(margins, 0.01, support, [1, margins.size]),
+    ):
+        figure.savefig(tmp_path / "figure.png")
+
+
+def test_a_radius_of_zero_is_not_marked_on_a_logarithmic_axis():
+    figure = plots.value_against_radius(MARGINS, None, [0.001, 0.1, 10], {"fixed": 0.0})
+    assert not any("fixed" in text.get_text() for text in figure.legends[0].get_texts())
+
+
+def test_the_price_falls_to_zero_where_everything_has_moved():
+    support = (-0.1, 8.0)
+    everything = np.mean(MARGINS + 0.1)
+    radii, prices = plots.value_against_radius(MARGINS, support, [0.001, 10]).axes[1].lines[0].get_data()
+    assert (prices[radii < everything] > 0).all()
+    assert (prices[radii > everything] == 0).all()
+    assert np.min(np.abs(radii - everything)) < 1e-8
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.01, 0.5])
+def test_the_pull_of_each_pair_is_the_gradient_that_training_uses(radius):
+    import torch
+
+    margins = torch.tensor(MARGINS, requires_grad=True)
+    sgpo_loss(margins, radius).backward()
+    expected = -margins.grad.numpy()[np.argsort(MARGINS)] * MARGINS.size
+    lines = plots.pull_on_each_pair(worst_case(MARGINS, radius)).axes[0].lines
+    drawn = next(line for line in lines if line.get_label().startswith("gradient of V"))
+    assert drawn.get_ydata() == pytest.approx(expected, abs=1e-12)
+
+
+def test_wrong_labels_are_counted_among_moved_and_other_pairs():
+    margins = np.array([0.1, 0.2, 3.0, 4.0, 5.0])
+    table = plots.labels_of_moved_pairs(worst_case(margins, 0.05), [False, True, True, False, True])
+    assert table.loc["moved", ["pairs", "wrong", "share"]].tolist() == [2, 1, "50%"]
+    assert table.loc["not moved", ["pairs", "wrong", "share"]].tolist() == [3, 1, "33%"]
+    assert list(plots.labels_of_moved_pairs(worst_case(margins, 100.0), [True] * 5).index) == ["moved"]
+
+
+def test_solvers_on_different_pairs_say_how_many():
+    rows = [
+        *side_by_side(MARGINS, {"exact": lambda m: worst_case(m, 0.1)}),
+        *side_by_side(MARGINS[:20], {"few": lambda m: worst_case(m, 0.1)}),
+    ]
+    labels = [text.get_text() for text in plots.solvers_side_by_side(rows).axes[0].get_yticklabels()]
+    assert labels == ["exact, 300 pairs", "few, 20 pairs"]
+
+
+def test_a_solver_within_its_tolerance_looks_like_the_exact_one():
+    pieces = tangents(6, (-0.1, 8.0))
+    solvers = {
+        "exact": lambda m: worst_case(m, 0.01, (-0.1, 8.0), piecewise(pieces)),
+        "Clarabel": lambda m: convex_program(m, 0.01, (-0.1, 8.0), pieces),
+        "lazy": lambda m: worst_case(m, 0.0, (-0.1, 8.0), piecewise(pieces)),
+    }
+    rows = side_by_side(MARGINS, solvers)
+    rows[2] |= {"bound": rows[0]["bound"], "radius": 0.01}
+    dots = plots.solvers_side_by_side(rows).axes[0].collections[-1].get_facecolors()
+    assert (dots[0] == dots[1]).all()
+    assert (dots[0] != dots[2]).any()
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What the panel displays, and the figures that replace its first."""
+    record = SimpleNamespace(objects=[], updates=[])
+
+    def display(shown_object, display_id=False):
+        record.objects.append(shown_object)
+        return SimpleNamespace(update=record.updates.append)
+
+    monkeypatch.setattr(widgets, "display", display)
+    return record
+
+
+def test_the_panel_shows_a_still_figure_and_redraws_it_for_each_slider(shown, tmp_path):
+    widgets.adversary_panel(MARGINS, radius=0.01, tau=0.1)
+    sliders, figure = shown.objects
+    assert isinstance(sliders, ipywidgets.Widget)
+    assert isinstance(figure, Figure)
+    assert "0.01" in figure.axes[2].get_title(loc="left")
+
+    radius, tau, pieces = sliders.children
+    radius.value, tau.value, pieces.value = 0.1, 1.0, 3
+    assert len(shown.updates) == 3
+    shown.updates[-1].savefig(tmp_path / "figure.png")
+    support = (MARGINS.min() - 1, MARGINS.max() + 1)
+    expected = worst_case(MARGINS, 0.1, support, piecewise(tangents(3, support)))
+    assert f"{expected.value:.4g}" in shown.updates[-1].axes[0].get_title(loc="left")
+
+
+@pytest.mark.parametrize(
+    ("margins", "radius", "tau"), [([0.3], 0.0, 0.0), ([0.3, 0.3], 5.0, 0.1), ([0.0, 900.0], 1e-6, 1e4)]
+)
+def test_the_panel_opens_wherever_a_run_may_start(shown, margins, radius, tau):
+    widgets.adversary_panel(np.array(margins), radius, tau)
+    for slider in shown.objects[0].children[:2]:
+        slider.value = 10**slider.min
+        slider.value = 10**slider.max
+    assert len(shown.updates) >= 2
+
+
+def test_follower_figures_do_not_load_torch():
+    check = "import sys, sgpo_lib.plots.widgets; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)

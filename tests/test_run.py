@@ -67,7 +67,7 @@ def make_all(run):
         (["seed_dpo"], ("follower", 1), "02_self_annotation with round=1"),
         (["seed_dpo", "annotation"], ("leader", 1), "03_dro_reweighting with round=1"),
         (["seed_dpo", "annotation", "follower"], ("annotation", 2), "04_weighted_training with round=1"),
-        (["seed_dpo", "annotation", "follower", "leader"], ("evaluation", None), "04_weighted_training with round=2"),
+        (["seed_dpo", "annotation", "follower", "leader"], ("evaluation", None), "02_self_annotation with round=2"),
     ],
 )
 def test_step_begun_before_its_inputs_names_the_notebook_to_run(open_run, done, step, notebook):

@@ -95,7 +95,7 @@ def _draw_loss(axes, worst_case: WorstCase) -> None:
 
 def _draw_margins(axes, worst_case: WorstCase, bins: int, unit: str) -> None:
     low, high = worst_case.support
-    room = 0.03 * (high - low)
+    room = 0.03 * (high - low) or 0.5
     edges = np.linspace(low, high, bins + 1) if high > low else np.array([low - 0.5, low + 0.5])
     atoms = worst_case.atoms()
     n_pairs = worst_case.margins.size
@@ -135,7 +135,9 @@ def _draw_knapsack(axes, worst_case: WorstCase, span: float) -> None:
     shown = int(np.searchsorted(edges, end)) if end < edges[-1] else slopes.size
     slopes, edges = slopes[:shown], edges[: shown + 1]
 
-    axes.stairs(slopes, edges, color=COLORS["reference"], lw=1, label="chord slope s(ξ), lowest margin first")
+    axes.stairs(
+        slopes, edges, baseline=None, color=COLORS["reference"], lw=1, label="chord slope s(ξ), lowest margin first"
+    )
     gained = f"moved: gains {worst_case.value - worst_case.nominal:.3g} in all"
     taken = np.minimum(edges, worst_case.radius)
     axes.stairs(slopes, taken, fill=True, color=COLORS["follower"], alpha=0.3, label=gained)
@@ -175,7 +177,9 @@ def pull_on_each_pair(worst_case: WorstCase) -> Figure:
     axes.set(xlabel=_MARGIN, ylabel="pull on the margin, −N ∂/∂ξ")
     if (t > 0).any():
         axes.axvspan(worst_case.support[0], x[t > 0].max(), color=COLORS["follower"], alpha=0.1, lw=0)
-    axes.legend()
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top + 0.3 * (top - bottom))
+    axes.legend(loc="upper right")
     _title(axes, "What the leader feels")
     return figure
 
@@ -236,7 +240,8 @@ def value_against_radius(
     left.plot(radii, nominal + radii, color=COLORS["bound"], lw=1, ls=":", label="no support: mean loss + ε")
     left.axhline(nominal, color=COLORS["leader"], lw=1, label="mean loss")
     left.set(xscale="log", xlabel=_RADIUS, ylabel=_VALUE)
-    left.set_ylim(nominal - 0.05 * np.ptp(values), nominal + 1.25 * (values.max() - nominal))
+    reach = float(values.max() - nominal) or 1.0
+    left.set_ylim(nominal - 0.05 * reach, nominal + 1.25 * reach)
     _title(left, "Value")
     right.plot(radii, prices, color=COLORS["follower"])
     right.set(xlabel=_RADIUS, ylabel="price λ* = dV/dε", ylim=(0, None))
@@ -286,7 +291,7 @@ def tangent_error(
         ticks = [k for k in (2, 3, 5, 9, 17, 33, 65, 129) if n_pieces[0] <= k <= n_pieces[-1]]
         axes.set_xticks(ticks, labels=[str(k) for k in ticks])
         axes.minorticks_off()
-    left.set(yscale="log", ylabel="largest error of the loss (nats)")
+    left.set(yscale="log" if errors.min() > 0 else "linear", ylabel="largest error of the loss (nats)")
     _title(left, "Tangents lie below the loss")
     right.axhline(exact.value, color=COLORS["follower"], lw=1, label=f"exact loss: {exact.value:.4g}")
     right.axhline(exact.nominal, color=COLORS["bound"], lw=1, ls=":", label=f"no adversary: {exact.nominal:.4g}")
@@ -308,7 +313,8 @@ def grouping_cost(margins: np.ndarray, radius: float, support: Support | None, g
     whole = worst_case(margins, radius, support)
     gains = np.array([grouped(margins, radius, int(size), support).value for size in sizes]) - whole.nominal
     gain = whole.value - whole.nominal
-    lost = 1 - gains / gain if gain > 0 else np.zeros(sizes.size)
+    # A loss that is only rounding is none.
+    lost = np.where(gain - gains > 1e-12 * abs(whole.value), 1 - gains / (gain or 1.0), 0.0)
 
     figure, axes = new_figure(width=5.0, height=3.4)
     axes.plot(sizes, lost, "o-", color=COLORS["follower"], markersize=4, label="groups")
@@ -346,11 +352,15 @@ def solvers_side_by_side(table: pd.DataFrame | list[dict]) -> Figure:
         1, 3, width=3.1, height=0.9 + 0.42 * len(table), sharey=True, gridspec_kw={"wspace": 0.05}
     )
     # Solvers meet constraints to their tolerance; what is below it is not a violation.
-    good = (gain > 1 - 1e-4) & (excess < 1e-6)
+    good = (gain > 1 - 5e-4) & (excess < 1e-3)
     colors = np.where(good, COLORS["leader"], COLORS["follower"])
     columns = (
         (gain, "share of the attainable gain", [_share(x) for x in gain]),
-        (excess, "transport over budget", ["none" if x < 1e-6 else _share(x) for x in excess]),
+        (
+            excess,
+            "transport over budget",
+            ["none" if x < 1e-6 else "< 0.1%" if x < 1e-3 else _share(x) for x in excess],
+        ),
         (table["seconds"], "time (s)", [_seconds(x) for x in table["seconds"]]),
     )
     for axes, (lengths, label, texts) in zip(panels, columns, strict=True):

@@ -31,7 +31,7 @@ def answers_by_policy(responses: pd.DataFrame, n_prompts: int) -> Styler:
 
 
 def _as_page(table: pd.DataFrame) -> Styler:
-    numbers = {column: "{:+.2f}" for column in table.select_dtypes("number")}
+    numbers = dict.fromkeys(table.select_dtypes("number"), "{:+.2f}")
     text = {"white-space": "pre-wrap", "text-align": "left", "vertical-align": "top", "min-width": "9em"}
     return table.style.format(numbers).hide(axis="index").set_properties(**text)
 

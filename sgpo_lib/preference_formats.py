@@ -1,0 +1,213 @@
+"""Rows of any known preference format in, one table out: what a row means and what is wrong with it.
+
+Knows TRL's formats, alpaca-eval's annotations and plain prompts; knows nothing of where rows come from.
+"""
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+ROLES = ("system", "user", "assistant")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+PROBLEMS_SHOWN = 20
+
+
+def user_text(prompt: Sequence[dict]) -> str:
+    """Return the last user message of a prompt, for display."""
+    return next(message["content"] for message in reversed(prompt) if message["role"] == "user")
+
+
+def prompt_id(prompt: Sequence[dict]) -> str:
+    """Return the key of a prompt: 12 hexadecimal digits of the SHA-256 of its roles and contents."""
+    content = json.dumps([[message["role"], message["content"]] for message in prompt], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def as_user(text: str) -> list[dict]:
+    """Return a conversation of one user message."""
+    return [{"role": "user", "content": text}]
+
+
+def with_ids(data: pd.DataFrame) -> pd.DataFrame:
+    """Put the column `prompt_id` before a table with `prompt`, in place of any of that name."""
+    ids = [prompt_id(prompt) for prompt in data["prompt"]]
+    others = data.drop(columns="prompt_id", errors="ignore")
+    others.insert(0, "prompt_id", ids)
+    return others
+
+
+def to_frame(source: str, rows: list[tuple[str, object]], bad_rows: str) -> pd.DataFrame:
+    """Parse rows into the table that `sgpo_lib.preferences.load` documents.
+
+    Parameters
+    ----------
+    source : str
+        Where the rows are from, for messages.
+    rows : list of (place, row)
+        A row that is no dict is reported at its place, such as "line 3".
+    bad_rows : {"raise", "drop"}
+    """
+    if not rows:
+        raise ValueError(f"{source}: no rows")
+    fields = {field for _, row in rows if isinstance(row, dict) for field in row}
+    parse, replaced = _format_of(fields)
+    problems, parsed, extras, n_ties = [], [], [], 0
+    for place, row in rows:
+        result, found = parse(row) if isinstance(row, dict) else (None, [_why_not_a_row(row)])
+        problems += [f"{place}: {problem}" for problem in found]
+        if found:
+            continue
+        if result is None:
+            n_ties += 1
+            continue
+        parsed.append(result)
+        extras.append({name: value for name, value in row.items() if name not in replaced})
+    n_bad = len(rows) - len(parsed) - n_ties
+
+    if problems:
+        shown = [f"  {problem}" for problem in problems[:PROBLEMS_SHOWN]]
+        if len(problems) > PROBLEMS_SHOWN:
+            shown.append(f"  ... and {len(problems) - PROBLEMS_SHOWN} more")
+        report = "\n".join([f"{source}: {len(problems)} problems in {n_bad} of {len(rows)} rows", *shown])
+        if bad_rows == "raise":
+            raise ValueError(f"{report}\nCorrect these rows, or leave them out with bad_rows='drop'.")
+        warnings.warn(f"left out rows that cannot be used. {report}", stacklevel=3)
+    if n_ties:
+        warnings.warn(f"{source}: left out {n_ties} ties (preference 1.5) of {len(rows)} rows", stacklevel=3)
+    if not parsed:
+        raise ValueError(f"{source}: no usable row is left of {len(rows)}")
+
+    names = dict.fromkeys(name for extra in extras for name in extra)
+    plain = [n for n in names if all(isinstance(e.get(n), str | int | float | None) for e in extras)]
+    table = [row | {name: extra.get(name) for name in plain} for row, extra in zip(parsed, extras, strict=True)]
+    data = with_ids(pd.DataFrame(table))
+    data.attrs.update(n_ties=n_ties, n_bad_rows=n_bad)
+    return data
+
+
+Parsed = tuple[dict | None, list[str]]  # a row (None for a tie), and what is wrong with it
+
+
+def _format_of(fields: set[str]) -> tuple[Callable[[dict], Parsed], set[str]]:
+    """Return the parser for rows with these fields, and the fields that its results replace.
+
+    Decided once for the whole table: a row that lacks `chosen` where others have it is a fault, not a prompt.
+    """
+    prompt = {"prompt"} if "prompt" in fields else {"instruction"}
+    if fields & {"chosen", "rejected"}:
+        return _parse_preference, {*prompt, "chosen", "rejected"}
+    if fields & {"output_1", "output_2"}:
+        return _parse_annotation, {*prompt, "output_1", "output_2"}
+    return _parse_prompt, prompt
+
+
+def _why_not_a_row(row: object) -> str:
+    if isinstance(row, json.JSONDecodeError):
+        return f"invalid JSON: {row.msg} at column {row.colno}"
+    if isinstance(row, UnicodeDecodeError):
+        return f"not UTF-8 text: {row.reason} at byte {row.start + 1}"
+    return f"expected an object with named fields, got {type(row).__name__}"
+
+
+def _parse_prompt(row: dict) -> Parsed:
+    problems: list[str] = []
+    prompt = _messages(row, _prompt_field(row), "user", problems)
+    _check_turns(prompt, problems)
+    return {"prompt": prompt}, problems
+
+
+def _parse_preference(row: dict) -> Parsed:
+    problems: list[str] = []
+    chosen = _messages(row, "chosen", "assistant", problems)
+    rejected = _messages(row, "rejected", "assistant", problems)
+    implicit = chosen is not None and len(chosen) > 1
+    given = None
+    if not implicit or row.get(_prompt_field(row)) is not None:
+        given = _messages(row, _prompt_field(row), "user", problems)
+    if problems:
+        return None, problems
+
+    for field, reply in (("chosen", chosen), ("rejected", rejected)):
+        if reply[-1]["role"] != "assistant":
+            problems.append(f"{field}: the last message must be the assistant's, got '{reply[-1]['role']}'")
+    if chosen[:-1] != rejected[:-1]:
+        problems.append("rejected: must share all messages but the last with chosen")
+    # A prompt given as text beside whole conversations names one of their user messages.
+    user_texts = {message["content"].strip() for message in chosen[:-1] if message["role"] == "user"}
+    named = isinstance(row.get(_prompt_field(row)), str) and given[0]["content"].strip() in user_texts
+    if implicit and given is not None and given != chosen[:-1] and not named:
+        problems.append("prompt: differs from the messages before the last in chosen")
+    prompt = chosen[:-1] if implicit else given
+    _check_turns(prompt, problems)
+    return _pair(prompt, chosen[-1]["content"], rejected[-1]["content"], problems)
+
+
+def _parse_annotation(row: dict) -> Parsed:
+    problems: list[str] = []
+    prompt = _messages(row, _prompt_field(row), "user", problems)
+    _check_turns(prompt, problems)
+    outputs = [_messages(row, field, "assistant", problems) for field in ("output_1", "output_2")]
+    preference = row.get("preference")
+    is_number = isinstance(preference, int | float) and not isinstance(preference, bool)
+    if not is_number or not 1 <= preference <= 2:
+        problems.append(f"preference: expected a number from 1 (output_1 better) to 2, got {preference!r}")
+    if problems or preference == 1.5:
+        return None, problems
+    chosen, rejected = outputs if preference < 1.5 else outputs[::-1]
+    return _pair(prompt, chosen[-1]["content"], rejected[-1]["content"], problems)
+
+
+def _prompt_field(row: dict) -> str:
+    return "instruction" if "instruction" in row and "prompt" not in row else "prompt"
+
+
+def _pair(prompt: list[dict], chosen: str, rejected: str, problems: list[str]) -> Parsed:
+    if chosen == rejected:
+        problems.append("rejected: must differ from chosen")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}, problems
+
+
+def _messages(row: dict, field: str, role: str, problems: list[str]) -> list[dict] | None:
+    """Read a field as chat messages; plain text is one message of `role`."""
+    value = row.get(field)
+    if isinstance(value, str):
+        value = [{"role": role, "content": value}]
+    problem = None
+    if value is None:
+        problem = "missing or null, expected text or a list of chat messages"
+    elif not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        problem = f"expected text or a list of chat messages, got {type(value).__name__}"
+    elif not value:
+        problem = "empty, expected text or a list of chat messages"
+    else:
+        for message in value:
+            if message.get("role") not in ROLES:
+                problem = f"role must be one of {', '.join(ROLES)}, got {message.get('role')!r}"
+            elif not isinstance(message.get("content"), str):
+                problem = f"content must be text, got {type(message.get('content')).__name__}"
+            elif not message["content"].strip():
+                problem = "empty text"
+            elif LONE_SURROGATE.search(message["content"]):
+                problem = "not valid Unicode (half of a surrogate pair), which no file or tokenizer can hold"
+    if problem is not None:
+        problems.append(f"{field}: {problem}")
+        return None
+    return [{"role": message["role"], "content": message["content"]} for message in value]
+
+
+def _check_turns(prompt: list[dict] | None, problems: list[str]) -> None:
+    """Chat templates accept one order only: a system message if any, then user and assistant in turn."""
+    if prompt is None:
+        return
+    roles = [message["role"] for message in prompt]
+    turns = roles[1:] if roles[0] == "system" else roles
+    in_turn = all(role == ("user", "assistant")[i % 2] for i, role in enumerate(turns))
+    if len(turns) % 2 == 0 or not in_turn:
+        problems.append(
+            "prompt: roles must be an optional system message, then user and assistant in turn, ending with "
+            f"user; got {', '.join(roles)}"
+        )
