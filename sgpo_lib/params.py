@@ -46,6 +46,7 @@ class DataParams(_Section):
     source: str = Field(description="'builtin', a local .jsonl/.json/.parquet file, or a hub dataset id")
     split: str = "train"
     n_seed: Count = Field(description="prompts whose pairs are labelled by the judge or by people")
+    n_seed_samples: int = Field(2, ge=2, description="answers per seed prompt; the judge picks best and worst")
     n_prompts: list[Count] = Field(min_length=1, description="prompts of each round")
     n_evaluation: Count = Field(description="held-out prompts; never trained on, the same for every seed")
     shuffle_seed: int = 42
@@ -120,6 +121,12 @@ class EvaluationParams(_Section):
 
     confidence: float = Field(0.95, gt=0, lt=1)
     n_bootstrap: Count = 10_000
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "ssapo": {"leader.mode": "transport"},
+}
+"""What each method sets, as dotted overrides: the one place to add a method."""
 
 
 class Params(_Section):

@@ -33,8 +33,8 @@ from transformers import (
 
 from sgpo_lib.params import ModelParams
 
-# Positions whose logits are held at once when scoring: 400 MB in float32 at a vocabulary of 49K.
-_LOGIT_POSITIONS = 2048
+# Positions whose logits are held at once when scoring: 200 MB in float32 at a vocabulary of 49K.
+_LOGIT_POSITIONS = 1024
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 
-from sgpo_lib.params import Params, load_params
+from sgpo_lib.params import METHODS, Params, load_params
 
 _SHARED = ["model", "data", "beta", "generation", "gold"]
 _PACKAGES = ["sgpo-lib", "torch", "transformers", "trl", "peft", "numpy", "pandas", "scipy", "alpaca-eval"]
@@ -69,8 +69,22 @@ class Run:
         method: str = "ssapo",
         overrides: dict[str, Any] | None = None,
     ) -> "Run":
-        """Read the params (see `sgpo_lib.params.load_params`) and find the run's folder; creates nothing."""
-        return cls(load_params(params_file, overrides), int(seed), method)
+        """Read the params and find the run's folder; creates nothing.
+
+        Parameters
+        ----------
+        params_file, overrides : see `sgpo_lib.params.load_params`.
+        method : a key of `sgpo_lib.params.METHODS`, with an optional label that gives a variant a folder
+            of its own, such as "ssapo+radius-0.03".
+
+        Raises
+        ------
+        ValueError : also if there is no such method.
+        """
+        preset = method.split("+")[0]
+        if preset not in METHODS:
+            raise ValueError(f"There is no method {preset!r}; there are: {', '.join(METHODS)}.")
+        return cls(load_params(params_file, METHODS[preset] | (overrides or {})), int(seed), method)
 
     @property
     def folder(self) -> Path:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
@@ -44,6 +44,7 @@ def test_warm_answers_are_liked_better_than_neutral_and_those_better_than_cold()
     assert warm > neutral == 0 > cold
 
 
+@settings(max_examples=20)
 @given(words, st.integers(1, 40))
 def test_every_word_past_the_limit_costs_the_same(text, n_more):
     judge = GoldJudge(word_limit=10)
@@ -52,6 +53,7 @@ def test_every_word_past_the_limit_costs_the_same(text, n_more):
     assert shorter - longer == pytest.approx(0.02 * past)
 
 
+@settings(max_examples=15)
 @given(st.lists(texts, max_size=5), texts)
 def test_score_of_a_text_does_not_depend_on_the_others_or_on_earlier_calls(others, text):
     judge = GoldJudge()

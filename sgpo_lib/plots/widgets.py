@@ -1,5 +1,7 @@
 """Pictures with sliders, for JupyterLab. Without a live kernel the picture stays and the sliders are idle."""
 
+import math
+
 import ipywidgets
 import numpy as np
 from IPython.display import display
@@ -49,13 +51,13 @@ def _picture(margins: np.ndarray, radius: float, tau: float, n_pieces: int | Non
     return adversary(worst_case(margins, radius, support, loss))
 
 
-def _slider_range(start: float, reach: float) -> tuple[float, float]:
+def _slider_range(start: float, reach: float) -> tuple[int, int]:
     """Return powers of ten for a slider that begins at `start` and ends where nothing more can happen."""
-    low = np.floor(np.log10(start)) - 1 if start > 0 else -4
-    return float(low), float(max(np.ceil(np.log10(reach)), low + 2))
+    low = math.floor(math.log10(start)) - 1 if start > 0 else -4
+    return low, max(math.ceil(math.log10(reach)), low + 2)
 
 
-def _log_slider(value: float, low: float, high: float, name: str) -> ipywidgets.FloatLogSlider:
+def _log_slider(value: float, low: int, high: int, name: str) -> ipywidgets.FloatLogSlider:
     return ipywidgets.FloatLogSlider(
         value=max(value, 10**low),
         min=low,
