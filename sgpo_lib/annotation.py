@@ -55,11 +55,21 @@ def rank(responses: pd.DataFrame, by: str) -> pd.DataFrame:
     `chosen` and `rejected`, and what else is known of each, as `chosen_<column>` and `rejected_<column>`.
     Prompts whose responses are the same text or tie in the score hold no preference and are left out;
     `attrs["n_without_preference"]` counts them.
+
+    Raises
+    ------
+    ValueError : if no prompt's responses differ in the score, so that there is nothing to learn.
     """
     group = responses.groupby("prompt_id", sort=False)[by]
     best, worst = responses.loc[group.idxmax()], responses.loc[group.idxmin()]
     best, worst = best.reset_index(drop=True), worst.reset_index(drop=True)
     prefers = (best[by] > worst[by]) & (best["response"] != worst["response"])
+
+    if not prefers.any():
+        raise ValueError(
+            f"All {len(best)} prompts have responses that tie in {by!r}: sample more responses per prompt, "
+            "longer ones, or at a higher temperature."
+        )
 
     pairs = best[["prompt_id", "prompt", "prompt_ids"]].copy()
     pairs["chosen"], pairs["rejected"] = best["response"], worst["response"]

@@ -337,7 +337,7 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
 
 def _load_model(source: str | Path, params: ModelParams) -> PreTrainedModel:
     device = choose_device(params.device)
-    return _or_explain(
+    model = _or_explain(
         lambda: AutoModelForCausalLM.from_pretrained(
             source,
             revision=params.revision if source == params.name_or_path else None,
@@ -345,7 +345,11 @@ def _load_model(source: str | Path, params: ModelParams) -> PreTrainedModel:
             attn_implementation=params.attn_implementation,
         ),
         source,
-    ).to(device)
+    )
+    # torch multiplies a sliced batch by a frozen matrix as a batch of products, for which it copies the matrix
+    # once per sequence: 3.4 GB and 5 s for the head of a 135M model at batch 64. A contiguous input avoids it.
+    model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    return model.to(device)
 
 
 def _with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:

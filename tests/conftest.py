@@ -70,27 +70,32 @@ def tiny_model(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny_params_file(tmp_path, tiny_model) -> Path:
-    """A complete params file for the tiny model; its runs land beside its `params/` folder, in `tmp_path`."""
+def write_tiny_params(root: Path, model: Path) -> Path:
+    """Write a complete params file for a tiny model to `root/params/`; its runs land in `root/runs/`."""
     training = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "max_length": 128}
     values = {
         "model": {
-            "name_or_path": str(tiny_model),
+            "name_or_path": str(model),
             "device": "cpu",
             "dtype": "float32",
             "lora": {"r": 4, "lora_alpha": 8},
         },
-        "data": {"source": "builtin", "n_seed": 6, "n_prompts": [4, 4], "n_evaluation": 5, "reshuffle": True},
+        "data": {"source": "builtin", "n_seed": 8, "n_prompts": [4, 4], "n_evaluation": 5, "reshuffle": True},
         "beta": 0.1,
         "generation": {"temperature": 1.0, "max_new_tokens": 8, "max_prompt_length": 96, "batch_size": 8},
-        "gold": {"word_limit": 5, "word_penalty": 0.02},
+        "gold": {"word_limit": 1, "word_penalty": 0.1},
         "seed_dpo": {**training, "num_train_epochs": 2},
         "follower": {"radius": 0.01, "support": {"rule": "range", "tau": 0.1}},
         "leader": {**training, "mode": "transport", "reference": "previous", "accumulate": False},
         "evaluation": {"confidence": 0.95, "n_bootstrap": 200},
     }
-    path = tmp_path / "params" / "tiny.yaml"
-    path.parent.mkdir()
+    path = root / "params" / "tiny.yaml"
+    path.parent.mkdir(parents=True)
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path
+
+
+@pytest.fixture
+def tiny_params_file(tmp_path, tiny_model) -> Path:
+    """A complete params file for the tiny model, in a root of its own."""
+    return write_tiny_params(tmp_path, tiny_model)

@@ -171,7 +171,10 @@ def policy(tiny_model):
 @pytest.fixture(scope="module")
 def prompts():
     texts = builtin_prompts()[:90:13]
-    rows = {"prompt_id": [f"p{i}" for i in range(len(texts))], "prompt": [[{"role": "user", "content": t}] for t in texts]}
+    rows = {
+        "prompt_id": [f"p{i}" for i in range(len(texts))],
+        "prompt": [[{"role": "user", "content": t}] for t in texts],
+    }
     # An index of its own, as a part of a larger table has.
     return pd.DataFrame(rows, index=range(100, 100 - len(texts), -1))
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import write_tiny_params
 
 from sgpo_lib.run import Run
 
@@ -51,6 +52,12 @@ def _artefacts(root: Path) -> dict[str, str]:
     """Hash of every table and of every policy's weights, by path: what two equal runs must share."""
     files = [*root.rglob("*.parquet"), *root.rglob("*.safetensors"), *root.rglob("summary.json")]
     return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.fixture(scope="module")
+def tiny_root(tiny_model, tmp_path_factory):
+    """A function that makes an empty root with a params file for the tiny model, and returns the file."""
+    return lambda name: write_tiny_params(tmp_path_factory.mktemp(name), tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +128,16 @@ def test_a_notebook_run_before_its_inputs_says_which_one_makes_them(tiny_root):
     params_file = tiny_root("early")
     notebook = REPOSITORY / "notebooks" / "03_dro_reweighting.ipynb"
     done = subprocess.run(
-        [sys.executable, "-m", "papermill", str(notebook), str(params_file.parent / "out.ipynb")]
-        + ["-p", "params_file", str(params_file)],
+        [
+            sys.executable,
+            "-m",
+            "papermill",
+            notebook,
+            params_file.parent / "out.ipynb",
+            "-p",
+            "params_file",
+            params_file,
+        ],
         capture_output=True,
         text=True,
         cwd=params_file.parent,

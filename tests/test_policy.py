@@ -151,17 +151,13 @@ def test_scores_equal_those_of_one_unpadded_sequence_at_a_time(trained, response
     scores = sequence_log_probs(
         trained, responses["prompt_ids"], responses["response_ids"], temperature=temperature, batch_size=7
     )
-    expected = [
-        by_hand(trained.model, row.prompt_ids, row.response_ids, temperature) for row in responses.itertuples()
-    ]
+    expected = [by_hand(trained.model, row.prompt_ids, row.response_ids, temperature) for row in responses.itertuples()]
     np.testing.assert_allclose(scores, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(("column", "temperature"), [("log_prob", 1.0), ("sampling_log_prob", 0.7)])
 def test_log_probs_of_sampling_equal_those_of_scoring(trained, responses, column, temperature):
-    scores = sequence_log_probs(
-        trained, responses["prompt_ids"], responses["response_ids"], temperature=temperature
-    )
+    scores = sequence_log_probs(trained, responses["prompt_ids"], responses["response_ids"], temperature=temperature)
     np.testing.assert_allclose(responses[column], scores, atol=1e-4)
 
 
