@@ -144,3 +144,11 @@ def test_a_notebook_run_before_its_inputs_says_which_one_makes_them(tiny_root):
     )
     assert done.returncode != 0
     assert "run notebook 02_self_annotation with round=1 first" in done.stderr
+
+
+def test_the_regret_notebook_runs_and_draws(tmp_path):
+    notebook = REPOSITORY / "notebooks" / "06_regret_bounds.ipynb"
+    command = [sys.executable, "-m", "papermill", notebook, tmp_path / "out.ipynb", "-p", "figures_dir", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {"regret_constants.md", "regret_against_shift.png"} <= {path.name for path in tmp_path.iterdir()}
