@@ -143,7 +143,7 @@ def test_a_notebook_run_before_its_inputs_says_which_one_makes_them(tiny_root):
         cwd=params_file.parent,
     )
     assert done.returncode != 0
-    assert "run notebook 02_self_annotation with round=1 first" in done.stderr
+    assert "run notebook 01_seed_dpo first" in done.stderr
 
 
 def test_the_regret_notebook_runs_and_draws(tmp_path):

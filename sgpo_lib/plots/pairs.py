@@ -32,8 +32,10 @@ def answers_by_policy(responses: pd.DataFrame, n_prompts: int) -> Styler:
 
 def _as_page(table: pd.DataFrame) -> Styler:
     numbers = dict.fromkeys(table.select_dtypes("number"), "{:+.2f}")
-    text = {"white-space": "pre-wrap", "text-align": "left", "vertical-align": "top", "min-width": "9em"}
-    return table.style.format(numbers).hide(axis="index").set_properties(**text)
+    words = [column for column in table if column not in numbers]
+    page = table.style.format(numbers).hide(axis="index").set_properties(**{"vertical-align": "top"})
+    wrapped = {"white-space": "pre-wrap", "text-align": "left", "min-width": "11em"}
+    return page.set_properties(subset=words, **wrapped)
 
 
 def margins_and_agreement(pairs: pd.DataFrame, n_bins: int = 5) -> Figure:

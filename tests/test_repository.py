@@ -1,0 +1,60 @@
+"""What holds for the repository as a whole: one set of versions, clean notebooks, light imports."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PINNED = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+
+
+def _canonical(requirement: str) -> str:
+    name, version = re.match(r"([\w.-]+)(.*)", requirement).groups()
+    return re.sub(r"[-_.]+", "-", name).lower() + version
+
+
+def test_conda_and_pip_install_the_same_versions():
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    listed = next(entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
+    assert sorted(listed, key=str.lower) == sorted([*PINNED, "--editable ."], key=str.lower)
+
+
+def test_constraints_hold_every_pinned_version():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    constraints = {_canonical(line) for line in lines if not line.startswith("#")}
+    pinned = {_canonical(requirement) for requirement in PINNED if "==" in requirement}
+    assert pinned - constraints == set()
+    assert any(line.startswith("torch==") for line in constraints)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_notebooks_are_clean_and_can_be_parameterised(path):
+    cells = json.loads(path.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in code)
+    assert sum("parameters" in cell["metadata"].get("tags", []) for cell in code) == 1
+    assert len({cell["id"] for cell in cells}) == len(cells)
+    assert all(re.fullmatch(r"[a-z][a-z0-9-]*", cell["id"]) for cell in cells)
+    assert max(len("".join(cell["source"]).splitlines()) for cell in code) <= 30
+
+
+def test_the_light_half_of_the_library_imports_neither_torch_nor_transformers():
+    light = "sgpo_lib.run, sgpo_lib.follower, sgpo_lib.plots, sgpo_lib.preferences, sgpo_lib.regret, sgpo_lib.report"
+    code = f"import sys, {light}; print([m for m in ('torch', 'transformers', 'cvxpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_module_imports_and_says_what_it_is_for():
+    for path in (ROOT / "sgpo_lib").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        assert importlib.import_module(name).__doc__, name
