@@ -1,7 +1,7 @@
 """Put the tables that figures/ holds between README's markers, so that what README says is what was measured.
 
-    python benchmarks/quote_in_readme.py           # write README.md
-    python benchmarks/quote_in_readme.py --check   # only say whether it is up to date
+python benchmarks/quote_in_readme.py           # write README.md
+python benchmarks/quote_in_readme.py --check   # only say whether it is up to date
 """
 
 import re
