@@ -204,6 +204,8 @@ class Step:
             step.check()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record_file.unlink(missing_ok=True)
+        for leftover in self.folder.glob(".*.tmp"):  # of a step that was killed while it wrote
+            _remove(leftover)
         return self
 
     def check(self) -> None:
@@ -261,12 +263,10 @@ class Step:
         try:
             yield temporary
             if target.is_dir():
-                shutil.rmtree(target)
+                _remove(target)
             os.replace(temporary, target)
         finally:
-            if temporary.is_dir():
-                shutil.rmtree(temporary)
-            temporary.unlink(missing_ok=True)
+            _remove(temporary)
         self._outputs[artefact] = _hash(target)
 
     @contextlib.contextmanager
@@ -346,6 +346,13 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _peak_gib() -> float:
