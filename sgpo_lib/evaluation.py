@@ -126,7 +126,8 @@ def _fit_length_control(wins: np.ndarray, delta: np.ndarray, strength: float | N
         warnings.simplefilter("ignore")  # alpaca-eval imports pkg_resources and uses arguments sklearn will rename
         from alpaca_eval.metrics.glm_winrate import GLM_INFO, fit_LogisticRegressionCV, make_dmatrix_for_model
 
-        if np.ptp(delta) == 0 or np.ptp(wins) == 0:
+        n_splits = min(5, len(wins))
+        if np.ptp(delta) == 0 or np.ptp(wins) == 0 or n_splits < 2:
             return 100 * float(wins.mean()), strength or 1.0  # nothing to control for, or nothing to fit
         model = GLM_INFO["length_controlled_minimal"]
         seen = pd.DataFrame(
@@ -134,7 +135,7 @@ def _fit_length_control(wins: np.ndarray, delta: np.ndarray, strength: float | N
         )
         equal_length = seen[["not_gamed_baseline"]].assign(std_delta_len=0.0)
         design, at_equal_length = make_dmatrix_for_model(seen, equal_length, formula=model["formula"])
-        options = model["kwargs"] if strength is None else {"n_splits": 0, "C": strength}
+        options = {"n_splits": n_splits} if strength is None else {"n_splits": 0, "C": strength}
         with sklearn.config_context():
             fit = fit_LogisticRegressionCV(design, "preference", is_ytrue_proba=True, **options)
             predicted = fit.predict_proba(at_equal_length)[:, 1]

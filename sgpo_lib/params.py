@@ -17,7 +17,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class LoraParams(_Section):
@@ -198,7 +198,10 @@ def _find(path: Path) -> tuple[Path, Path]:
             found = (folder / path).resolve()
             root = next((parent.parent for parent in found.parents if parent.name == "params"), found.parent)
             return found, root
-    available = sorted(file.name for file in (here / path).parent.glob("*.yaml"))
+    beside = next(
+        (f for f in ((folder / path).parent for folder in (here, *here.parents)) if any(f.glob("*.yaml"))), here
+    )
+    available = sorted(file.name for file in beside.glob("*.yaml"))
     hint = f" There are: {', '.join(available)}." if available else ""
     raise FileNotFoundError(f"No params file {str(path)!r} in {here} or the folders above it.{hint}")
 

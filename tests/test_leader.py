@@ -76,13 +76,15 @@ def _conversations(n: int) -> list[dict]:
 
 def _trainer(kind, policy, rows, tmp_path, **kwargs):
     policy.make_trainable(0)
-    with torch.no_grad():  # a fresh adapter changes nothing, and all margins would be 0
-        for name, weight in policy.model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     config = DPOConfig(str(tmp_path), beta=BETA, bf16=False, use_cpu=True, report_to="none", **kwargs)
     model, tokenizer = policy.model, policy.tokenizer
-    return kind(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    trainer = kind(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # a fresh adapter changes nothing, and all margins would be 0
+        for name, weight in model.named_parameters():
+            if "lora_B.default" in name:
+                weight.normal_(std=0.5, generator=generator)
+    return trainer
 
 
 def _loss_and_gradient(trainer) -> tuple[float, torch.Tensor]:

@@ -131,7 +131,7 @@ def test_where_the_file_lies_cannot_be_set_in_it(key):
         ("model.dtype", "float8", "'auto'"),
         ("model.lora.r", 0, "greater than or equal to 1"),
         ("follower.radius", -0.01, "greater than or equal to 0"),
-        ("follower.radius", float("nan"), "greater than or equal to 0"),
+        ("follower.radius", float("nan"), "finite"),
         ("follower.radius", float("inf"), "finite"),
         ("leader.learning_rate", float("inf"), "finite"),
         ("follower.support", {"rule": "quantile", "q": 0.5}, "less than 0.5"),

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sgpo_lib import preferences
+from sgpo_lib import hub, preferences
 from sgpo_lib.prompt_pool import builtin_prompts
 
 REAL_PAIRS = Path(__file__).parents[2] / "shared" / "data" / "gpt4_preferences_short.jsonl"
@@ -231,7 +231,7 @@ def test_unreachable_hub_fails_in_seconds_and_names_the_ways_out(monkeypatch, em
 
 
 def test_silent_hub_fails_at_the_deadline(monkeypatch, empty_cache):
-    monkeypatch.setattr(preferences, "HUB_DEADLINE", 0.5)
+    monkeypatch.setattr(hub, "DEADLINE", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(datasets.config, "HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(ConnectionError, match=r"no answer within 0\.5 s|timed out"):

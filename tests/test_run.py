@@ -437,7 +437,7 @@ def test_seed_differs_by_run_step_and_round_and_is_the_same_for_all_methods(open
     assert len(set(seeds.values())) == len(keys)
     assert all(0 <= seed < 2**32 for seed in seeds.values())
     for key, seed in seeds.items():
-        assert open_run(seed=key[0], method="spa").step(*key[1:]).seed == seed
+        assert open_run(seed=key[0], method="ssapo+other").step(*key[1:]).seed == seed
 
 
 def test_methods_share_the_seed_policy_and_nothing_else(open_run):
