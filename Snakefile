@@ -21,7 +21,9 @@ OVERRIDES = json.loads(config.get("overrides", "{}"))
 THREADS = int(config.get("threads", workflow.cores))
 run0 = Run.open(PARAMS, SEEDS[0], METHODS[0], OVERRIDES)
 RUNS = str(run0.folder.parent)
+EVALUATIONS = expand(f"{RUNS}/seed-{{seed}}/{{method}}/evaluation/evaluation.json", seed=SEEDS, method=METHODS)
 ROUNDS = range(1, run0.params.n_rounds + 1)
+REGRET_NOTEBOOK = str(run0.folder.parents[1] / "notebooks" / "06_regret_bounds.ipynb")
 FIGURES = f"{config.get('figures', 'figures')}/{run0.params.name}"
 
 
@@ -68,8 +70,9 @@ def execute(notebook, executed, values):
 rule all:
     default_target: True
     input:
+        EVALUATIONS,  # named although the figures follow from them: those come with the repository, runs do not
         f"{FIGURES}/summary.md",
-        f"{Path(FIGURES).parent}/regret_constants.md",
+        REGRET_NOTEBOOK,
 
 
 rule seed_dpo:
@@ -124,7 +127,7 @@ rule evaluation:
 
 
 rule figures:
-    input: expand(f"{RUNS}/seed-{{seed}}/{{method}}/evaluation/evaluation.json", seed=SEEDS, method=METHODS)
+    input: EVALUATIONS
     output: f"{FIGURES}/summary.md"
     params:
         run=execute(
@@ -144,13 +147,9 @@ rule figures:
 
 
 rule regret:
-    output: f"{Path(FIGURES).parent}/regret_constants.md"
+    output: REGRET_NOTEBOOK, f"{Path(FIGURES).parent}/regret_constants.md"
     params:
-        run=execute(
-            "06_regret_bounds",
-            Path(RUNS).parent / "notebooks" / "06_regret_bounds.ipynb",
-            {"figures_dir": str(Path(FIGURES).parent)},
-        ),
+        run=execute("06_regret_bounds", Path(REGRET_NOTEBOOK), {"figures_dir": str(Path(FIGURES).parent)}),
         made_by=code_of("06_regret_bounds"),
     message: "06 regret bounds"
     shell: "{params.run}"
