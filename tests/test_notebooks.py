@@ -17,7 +17,7 @@ from sgpo_lib.run import Run
 REPOSITORY = Path(__file__).parent.parent
 
 
-def _snakemake(params_file: Path, **kwargs) -> subprocess.Popen:
+def _snakemake(params_file: Path, *options: str, target: str = "figures") -> subprocess.Popen:
     root = params_file.parent.parent
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = [
@@ -29,7 +29,15 @@ def _snakemake(params_file: Path, **kwargs) -> subprocess.Popen:
         "--directory",
         str(root),
     ]
-    command += ["--cores", "2", "--rerun-incomplete", "--nolock", "--quiet", "--config", f"params={params_file}"]
+    command += [
+        "--cores",
+        "2",
+        "--rerun-incomplete",
+        "--nolock",
+        *(options or ["--quiet"]),
+        "--config",
+        f"params={params_file}",
+    ]
     return subprocess.Popen(
         [*command, f"figures={root / 'figures'}", "threads=1"],
         cwd=root,
@@ -38,7 +46,6 @@ def _snakemake(params_file: Path, **kwargs) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        **kwargs,
     )
 
 
@@ -88,6 +95,17 @@ def test_a_second_run_of_the_graph_does_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.parent.parent.rglob("*.json")}
     _finish(_snakemake(finished))
     assert before == {path: path.stat().st_mtime_ns for path in finished.parent.parent.rglob("*.json")}
+
+
+def test_figures_that_come_with_the_repository_do_not_stand_in_for_a_run(tiny_root):
+    params_file = tiny_root("cloned")
+    figures = params_file.parent.parent / "figures"
+    (figures / "tiny").mkdir(parents=True)
+    (figures / "tiny" / "summary.md").write_text("from another machine")
+    (figures / "regret_constants.md").write_text("from another machine")
+    plan = _finish(_snakemake(params_file, "--dry-run", target="all"))
+    for rule in ("seed_dpo", "annotation", "follower", "leader", "evaluation", "figures", "regret"):
+        assert f"rule {rule}:" in plan or f"{rule} " in plan, rule
 
 
 def test_killed_at_any_moment_the_graph_resumes_to_the_same_artefacts(finished, tiny_root):
