@@ -138,8 +138,13 @@ class Policy:
 
     def save(self, folder: Path) -> None:
         """Write the adapter, or the full weights, with the tokenizer; plain transformers or PEFT loads it."""
-        adapters = {"selected_adapters": ["default"]} if isinstance(self.model, PeftModel) else {}
-        self.model.save_pretrained(folder, **adapters)
+        if isinstance(self.model, PeftModel):
+            adapter = self.model.peft_config["default"]
+            if isinstance(adapter.target_modules, set):  # or equal policies would differ in the order it is written in
+                adapter.target_modules = sorted(adapter.target_modules)
+            self.model.save_pretrained(folder, selected_adapters=["default"])
+        else:
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def encode_prompts(self, prompts: Sequence[list[dict]], max_length: int | None = None) -> list[list[int]]:
