@@ -3,7 +3,7 @@
 A run is (params, seed, method). Every step writes its artefacts and then, last, its record
 `<step>.json`; a step whose record exists is complete. Before a step starts, the records of all steps
 that it builds on are checked: that they exist, were made with the params now asked for, and were made
-from each other's present outputs.
+from each other's present outputs. A round may have a radius of its own; that is warned of and recorded.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -202,9 +203,10 @@ class Step:
         Raises
         ------
         FileNotFoundError : if an input has not been made; names the notebook that makes it.
-        ValueError : if an input was made with other params, or from inputs that have changed since.
+        ValueError : if an input was made with other params, or from inputs that have changed since. Other
+            follower or leader params in earlier rounds are only warned of: each round may have its own.
         """
-        _check_all(self.inputs)
+        _check_all(self.inputs, self.round)
         self._outputs.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record_file.unlink(missing_ok=True)
@@ -214,9 +216,9 @@ class Step:
 
     def check(self) -> None:
         """Check that this step and all before it are complete and fit the params and each other."""
-        _check_all([self])
+        _check_all([self], self.round)
 
-    def _check(self) -> None:
+    def _check(self, round_at_hand: int | None) -> None:
         record = self.record()
         asked, made = self.params, record["params"]
         differing = [
@@ -225,11 +227,15 @@ class Step:
             if asked.get(key) != made.get(key)
         ]
         if differing:
-            listing = "\n  ".join(differing)
-            raise ValueError(
-                f"{self.folder} was made with other params:\n  {listing}\nAsk for the same values, run {self.label} "
-                "again, or keep both: a method label such as 'ssapo+mine' or a copied params file has its own folder."
-            )
+            message = f"{self.folder} was made with other params:\n  " + "\n  ".join(differing)
+            if self.name in ("follower", "leader") and self.round != round_at_hand:
+                # An earlier round's move is history, and to go on from it with another radius is a fair question.
+                warnings.warn(message, stacklevel=5)
+            else:
+                raise ValueError(
+                    f"{message}\nAsk for the same values, run {self.label} again, or keep both: a method label such "
+                    "as 'ssapo+mine' or a copied params file has its own folder."
+                )
         present = self._input_hashes()
         for source, digest in record["inputs"].items():
             if present.get(source) != digest:
@@ -327,7 +333,7 @@ class Step:
         return hashlib.sha256(json.dumps(self.record()["outputs"], sort_keys=True).encode()).hexdigest()
 
 
-def _check_all(steps: list[Step]) -> None:
+def _check_all(steps: list[Step], round_at_hand: int | None) -> None:
     """Check steps and all that they build on, each once, the earliest first."""
     done: set[str] = set()
 
@@ -336,7 +342,7 @@ def _check_all(steps: list[Step]) -> None:
             done.add(step._key)
             for before in step.inputs:
                 visit(before)
-            step._check()
+            step._check(round_at_hand)
 
     for step in steps:
         visit(step)
@@ -407,6 +413,6 @@ def _from_parquet(path: Path) -> pd.DataFrame:
     except Exception as error:
         raise ValueError(f"{path} cannot be read as Parquet ({error}).") from error
     # Lists come back as arrays, which chat templates and tokenizers do not take.
-    for column in frame.select_dtypes("object"):
+    for column in [name for name in frame if pd.api.types.is_object_dtype(frame[name])]:
         frame[column] = [x.tolist() if hasattr(x, "tolist") else x for x in frame[column]]
     return frame

@@ -186,6 +186,17 @@ def test_accumulated_rounds_depend_on_all_earlier_pairs(open_run):
     assert set(record["inputs"]) == {"ssapo/round-1/leader.json", "ssapo/round-1/annotation.json"}
 
 
+def test_a_round_may_have_a_radius_of_its_own_but_not_another_within_it(open_run):
+    run, wider = open_run(), open_run(follower__radius=0.03)
+    make(run.step("seed_dpo"))
+    make_round(run, 1)
+    make(run.step("annotation", 2))
+    with pytest.warns(UserWarning, match=r"(?s)round-1.*follower\.radius: made with 0\.01, asked for 0\.03"):
+        make(wider.step("follower", 2))
+    with pytest.raises(ValueError, match=r"(?s)round-2.*follower\.radius: made with 0\.03, asked for 0\.01"):
+        run.step("leader", 2).begin()
+
+
 def test_step_begun_again_counts_as_incomplete_until_it_finishes(open_run):
     run = open_run()
     make(run.step("seed_dpo"))
