@@ -74,6 +74,15 @@ class _WeightCollator(DataCollatorForPreference):
         return batch
 
 
+_LOSS_OPTIONS = {
+    "loss_type": ["sigmoid"],
+    "f_divergence_type": "reverse_kl",
+    "ld_alpha": None,
+    "label_smoothing": 0.0,
+    "use_weighting": False,
+}
+
+
 class WeightedDPOTrainer(DPOTrainer):
     """TRL's DPOTrainer for preference datasets with a `weight` column: the loss is mean(weight * loss).
 
@@ -83,10 +92,19 @@ class WeightedDPOTrainer(DPOTrainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
-        """Take what `trl.DPOTrainer` takes; raises ValueError for another loss than sigmoid."""
-        config = kwargs.get("args")
-        if config is not None and list(config.loss_type) != ["sigmoid"]:
-            raise ValueError(f"WeightedDPOTrainer supports loss_type='sigmoid', not {config.loss_type}.")
+        """Take what `trl.DPOTrainer` takes.
+
+        Raises
+        ------
+        ValueError : if the config asks for what the loss here would silently ignore.
+        """
+        config = next((value for value in (*args, *kwargs.values()) if isinstance(value, DPOConfig)), None)
+        for option, value in _LOSS_OPTIONS.items():
+            asked = getattr(config, option, value)
+            if asked != value:
+                raise ValueError(
+                    f"WeightedDPOTrainer has TRL's sigmoid loss only: {option} must be {value}, not {asked}."
+                )
         super().__init__(*args, **kwargs)
         # TRL also has its head compute entropy and other metrics of every token; the loss needs none of them.
         add_fused_lm_head(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
@@ -99,6 +117,11 @@ class WeightedDPOTrainer(DPOTrainer):
         if {"prompt_ids", "chosen_ids", "rejected_ids"} <= set(dataset.column_names):
             return dataset
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+
+    def _precompute_ref_logps(self, dataset, name, batch_size):
+        if {"ref_chosen_logps", "ref_rejected_logps"} <= set(dataset.column_names):
+            return dataset
+        return super()._precompute_ref_logps(dataset, name, batch_size)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -147,7 +170,15 @@ def train(policy: Policy, rows: pd.DataFrame, training: TrainingParams, beta: fl
     -------
     DataFrame, a row per logged step: `step`, `epoch`, `loss`, `rewards/margins`, `rewards/accuracies`, ...
     """
+    lengths = rows["prompt_ids"].str.len() + rows[["chosen_ids", "rejected_ids"]].map(len).max(axis=1)
+    if (lengths > training.max_length).any():
+        raise ValueError(
+            f"{(lengths > training.max_length).sum()} of {len(rows)} rows are longer than max_length="
+            f"{training.max_length} tokens (the longest has {lengths.max()}), but their reference log-probabilities "
+            "are of the whole answer: raise max_length, or shorten prompts or answers."
+        )
     policy.make_trainable(seed)
+    _drop_trl_reference(policy)
     columns = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps", "weight"]
     options = training.model_dump(include=set(TrainingParams.model_fields))
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), _plain_attention_on_cpu(policy):
@@ -159,6 +190,7 @@ def train(policy: Policy, rows: pd.DataFrame, training: TrainingParams, beta: fl
             bf16=policy.computes_in_bfloat16,
             use_cpu=policy.device.type == "cpu",
             save_strategy="no",
+            precompute_ref_log_probs=policy.params.lora is None,  # they are known; TRL would load a second model
             dataloader_pin_memory=policy.device.type == "cuda",
             **options,
         )
@@ -169,9 +201,16 @@ def train(policy: Policy, rows: pd.DataFrame, training: TrainingParams, beta: fl
             processing_class=policy.tokenizer,
         )
         trainer.train()
+    _drop_trl_reference(policy)
     policy.model.eval()
     log = pd.DataFrame([entry for entry in trainer.state.log_history if "loss" in entry])
     return log.drop(columns=[name for name in log if name.startswith("total")])
+
+
+def _drop_trl_reference(policy: Policy) -> None:
+    """TRL keeps a copy of the adapter as a reference, also where reference log-probabilities are known."""
+    if isinstance(policy.model, PeftModel) and "ref" in policy.model.peft_config:
+        policy.model.delete_adapter("ref")
 
 
 @contextlib.contextmanager

@@ -1,9 +1,24 @@
+"""The evaluation: intervals that cover, comparisons that are paired, and length control that is AlpacaEval's."""
+
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from sgpo_lib.evaluation import across_seeds, bootstrap, judge, length_controlled_win_rate, summarize, summary_table
+from sgpo_lib.evaluation import (
+    across_seeds,
+    bootstrap,
+    judge,
+    length_controlled_win_rate,
+    sampled_kl,
+    summarize,
+    summary_table,
+)
 from sgpo_lib.judges import GoldJudge
+from sgpo_lib.params import LoraParams, ModelParams
+from sgpo_lib.policy import Policy, generate
 
 
 def _responses(**texts: list[str]) -> pd.DataFrame:
@@ -39,6 +54,74 @@ def test_length_control_removes_wins_that_length_explains():
     wins = (rng.random(400) < 1 / (1 + np.exp(-2 * np.tanh(shorter_by / shorter_by.std())))).astype(float)
     assert wins.mean() > 0.8
     assert length_controlled_win_rate(wins, shorter_by) < 100 * wins.mean() - 15
+
+
+def test_length_control_takes_away_the_whole_of_a_pure_length_effect():
+    rng = np.random.default_rng(2)
+    shorter_by = rng.normal(40, 60, 4000)
+    wins = (rng.random(4000) < 1 / (1 + np.exp(-2 * np.tanh(shorter_by / shorter_by.std())))).astype(float)
+    assert wins.mean() > 0.6
+    assert length_controlled_win_rate(wins, shorter_by) == pytest.approx(50, abs=4)
+
+
+def test_length_control_leaves_wins_that_length_does_not_explain():
+    rng = np.random.default_rng(3)
+    longer_by = rng.normal(0, 60, 2000)
+    wins = (rng.random(2000) < 0.7).astype(float)
+    assert length_controlled_win_rate(wins, longer_by) == pytest.approx(100 * wins.mean(), abs=1)
+
+
+def test_length_control_is_alpaca_evals_own(monkeypatch, tmp_path):
+    from alpaca_eval.metrics import glm_winrate
+
+    rng = np.random.default_rng(4)
+    lengths, wins = rng.integers(1, 300, (2, 60)), rng.choice([0.0, 0.5, 1.0], 60)
+    # Difficulties of instructions are read, but this model has no term for them.
+    difficulties = pd.DataFrame({"index": range(60), "instruction_difficulty": rng.normal(size=60), "model": "m"})
+    difficulties.to_csv(tmp_path / "df_gamed.csv", index=False)
+    monkeypatch.setattr(glm_winrate, "hf_hub_download", lambda **_: tmp_path / "df_gamed.csv")
+    annotations = pd.DataFrame(
+        {
+            "output_1": ["x" * length for length in lengths[0]],
+            "output_2": ["x" * length for length in lengths[1]],
+            "preference": wins + 1,
+            "index": range(60),
+            "generator_1": "sft",
+            "generator_2": "policy",
+            "annotator": "gold",
+        }
+    )
+    theirs = glm_winrate.get_length_controlled_winrate(
+        annotations, "length_controlled_minimal", save_weights_dir=None, is_add_glm_preference_inplace=False
+    )
+    ours = length_controlled_win_rate(wins, lengths[0] - lengths[1])
+    assert ours == pytest.approx(theirs["length_controlled_winrate"], rel=1e-9)
+    assert ours != pytest.approx(100 * wins.mean(), abs=0.1)
+
+
+def test_summary_is_the_same_every_time_and_whatever_the_order_of_rows_and_policies():
+    rng = np.random.default_rng(5)
+    words = ["good", "evil", "glad", "sick", "desk"]  # equally long, so that length control has nothing to fit
+    texts = {name: [" ".join(rng.choice(words, 3)) for _ in range(30)] for name in ("sft", "a", "b")}
+    judgements = judge(_responses(**texts), GoldJudge())
+    summary = summarize(judgements, n_bootstrap=100)
+    assert summarize(judgements, n_bootstrap=100) == summary
+    # Prompts are resampled by position, so theirs is the one order that may matter: that of the SFT model's rows.
+    mixed = judgements.sample(frac=1, random_state=0).sort_values("prompt_id", key=lambda x: x.str[1:].astype(int))
+    assert summarize(mixed, n_bootstrap=100) == {name: summary[name] for name in mixed["policy"].unique()}
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_summary_refuses_a_policy_without_an_answer_to_every_prompt():
+    judgements = judge(_responses(sft=["good", "bad"], dpo=["good"]), GoldJudge())
+    with pytest.raises(KeyError, match="p1"):
+        summarize(judgements, n_bootstrap=10)
+
+
+def test_summary_refuses_a_kl_that_is_not_a_number():
+    judgements = judge(_responses(sft=["good", "bad"], dpo=["good", "fine"]).assign(kl=[0, 0, 1, np.nan]), GoldJudge())
+    with pytest.raises(ValueError, match="finite"):
+        summarize(judgements, n_bootstrap=10)
 
 
 def test_length_control_leaves_the_settings_of_scikit_learn_alone():
@@ -85,3 +168,39 @@ def test_the_interval_over_seeds_is_students():
     # t(0.975, 2) = 4.3027, standard error 1 / sqrt(3)
     assert row[["mean", "low", "high", "n_seeds"]].tolist() == pytest.approx([2, 2 - 2.4841, 2 + 2.4841, 3], abs=1e-4)
     assert np.isnan(across_seeds(summaries[:1]).iloc[0]["low"])
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_model):
+    lora = LoraParams(r=4, lora_alpha=8)
+    policy = Policy.load(ModelParams(name_or_path=str(tiny_model), device="cpu", dtype="float32", lora=lora))
+    policy.make_trainable(0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    policy.model.eval()
+    return policy
+
+
+def test_sampled_kl_averages_to_the_divergence_of_what_is_deployed(policy):
+    temperature, prompt = 0.5, [{"role": "user", "content": "Hello?"}]
+    responses = generate(policy, [prompt], 3000, 0, temperature, max_new_tokens=1, batch_size=1000)
+    estimates = sampled_kl(policy, responses, temperature)
+
+    with torch.inference_mode(), policy.reference() as sft:
+        reference = sft(torch.tensor([responses["prompt_ids"][0]])).logits[0, -1].double()
+    with torch.inference_mode():
+        logits = policy.model(torch.tensor([responses["prompt_ids"][0]])).logits[0, -1].double()
+    log_p, log_q = (logits / temperature).log_softmax(-1), (reference / temperature).log_softmax(-1)
+    exact = (log_p.exp() * (log_p - log_q)).sum().item()
+    assert abs(estimates.mean() - exact) < 3 * estimates.std() / np.sqrt(len(estimates))
+    assert exact > 20 * estimates.std() / np.sqrt(len(estimates))  # far enough from 0 that this says something
+
+
+def test_sampled_kl_of_the_sft_model_is_0(policy):
+    prompts = [[{"role": "user", "content": text}] for text in ("Hello?", "What is bread?")]
+    with policy.model.disable_adapter():
+        responses = generate(policy, prompts, 2, 0, 0.7, max_new_tokens=8)
+    np.testing.assert_allclose(sampled_kl(policy, responses, 0.7), 0, atol=1e-4)

@@ -58,3 +58,17 @@ def test_every_module_imports_and_says_what_it_is_for():
     for path in (ROOT / "sgpo_lib").rglob("*.py"):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         assert importlib.import_module(name).__doc__, name
+
+
+def test_no_tracked_text_names_a_folder_of_one_persons_machine():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    personal = re.compile(r"(?<![\w.:/}*-])/(?:home|Users|root|work)/[\w.-]+")
+    assert personal.search("saved in /" + "home/ada/runs")
+    found = []
+    for name in filter(None, listed.stdout.split("\0")):
+        content = (ROOT / name).read_bytes() if (ROOT / name).is_file() else b""
+        if b"\0" not in content:
+            found += [f"{name}: {match}" for match in personal.findall(content.decode())]
+    assert found == []
