@@ -1,5 +1,6 @@
 """What the follower accepts and refuses, its losses and its supports."""
 
+import json
 import math
 
 import numpy as np
@@ -162,3 +163,8 @@ def test_range_support_refuses_bad_room(tau):
 def test_quantile_support_refuses_bad_fractions(q):
     with pytest.raises(ValueError, match="q must be"):
         QuantileSupport(q)
+
+
+def test_summary_is_plain_numbers_also_where_margins_are_clipped():
+    summary = worst_case(np.array([-1.0, 0.2, 3.0]), 0.01, (0.0, 1.0)).summary()
+    assert json.loads(json.dumps(summary))["n_clipped"] == 2

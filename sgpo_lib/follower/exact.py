@@ -156,7 +156,7 @@ def clip_to_support(margins: np.ndarray, low: float, high: float) -> int:
         return 0
     n_clipped = np.count_nonzero(margins < low) + np.count_nonzero(margins > high)
     np.clip(margins, low, high, out=margins)
-    return n_clipped
+    return int(n_clipped)
 
 
 def _loss_at_low_end(loss: Loss, low: float, high: float) -> float:
