@@ -1,6 +1,7 @@
 """The whole pipeline as a graph of artefacts: each rule runs one notebook through papermill.
 
-    snakemake --cores 2 --config params=params/smollm2-135m.yaml seeds=0,1 methods=ssapo
+    snakemake --cores 2 --config params=params/smollm2-135m.yaml seeds=0,1 methods=ssapo,spa
+    snakemake --cores 2 --config study=params/studies/main.yaml threads=1
 
 What is up to date is not run again; what a kill left incomplete is. A change of the params that a step
 reads, or of its notebook, runs that step and what depends on it again.
@@ -12,30 +13,58 @@ import shlex
 from pathlib import Path
 
 from sgpo_lib.report import executed_notebook
-from sgpo_lib.run import STEPS, Run
+from sgpo_lib.run import STEPS
+from sgpo_lib.study import Study, Variant, load_study
 
-PARAMS = config.get("params", "params/smollm2-135m.yaml")
-SEEDS = [int(seed) for seed in str(config.get("seeds", 0)).split(",")]
-METHODS = str(config.get("methods", "ssapo")).split(",")
-OVERRIDES = json.loads(config.get("overrides", "{}"))
+if "study" in config:
+    STUDY = load_study(config["study"])
+else:
+    OVERRIDES = config.get("overrides", {})
+    OVERRIDES = json.loads(OVERRIDES) if isinstance(OVERRIDES, str) else OVERRIDES
+    PARAMS = config.get("params", "params/smollm2-135m.yaml")
+    STUDY = Study(
+        name=Path(PARAMS).stem,
+        params=PARAMS,
+        seeds=[int(seed) for seed in str(config.get("seeds", 0)).split(",")],
+        variants=[Variant(method=m, overrides=OVERRIDES) for m in str(config.get("methods", "ssapo")).split(",")],
+    )
 THREADS = int(config.get("threads", workflow.cores))
-run0 = Run.open(PARAMS, SEEDS[0], METHODS[0], OVERRIDES)
-RUNS = str(run0.folder.parent)
-EVALUATIONS = expand(f"{RUNS}/seed-{{seed}}/{{method}}/evaluation/evaluation.json", seed=SEEDS, method=METHODS)
-ROUNDS = range(1, run0.params.n_rounds + 1)
-REGRET_NOTEBOOK = str(run0.folder.parents[1] / "notebooks" / "06_regret_bounds.ipynb")
-FIGURES = f"{config.get('figures', 'figures')}/{run0.params.name}"
+VARIANTS = {}
+for variant in STUDY.variants:
+    run = STUDY.run(variant, STUDY.seeds[0])
+    VARIANTS[run.params.name, run.method] = variant
+    RUNS = str(run.folder.parents[1])
+for (name, _), variant in list(VARIANTS.items()):  # what all methods share is made with the params of any of them
+    VARIANTS.setdefault((name, "dpo"), variant.model_copy(update={"method": "dpo"}))
+EVALUATIONS = [
+    str(STUDY.run(variant, seed).step("evaluation").record_file)
+    for seed in STUDY.seeds
+    for variant in STUDY.variants
+]
+REGRET_NOTEBOOK = f"{RUNS}/notebooks/06_regret_bounds.ipynb"
+FIGURES_DIR = config.get("figures", "figures")
+FIGURES = f"{FIGURES_DIR}/studies/{STUDY.name}" if "study" in config else f"{FIGURES_DIR}/{STUDY.name}"
 
 
 wildcard_constraints:
+    name=r"[^/]+",
     seed=r"\d+",
     round=r"\d+",
+    judge=r"[^/]+",
     method=r"[^/]+",
 
 
+def variant_of(w):
+    """Any variant that makes the artefact: by its method, or for a shared first round by its judge."""
+    if "judge" not in w.keys():
+        return VARIANTS[w.name, w.get("method", "dpo")]
+    of_name = [variant for (name, _), variant in VARIANTS.items() if name == w.name and variant.method != "dpo"]
+    return next(v for v in of_name if STUDY.run(v, int(w.seed)).params.annotation.judge == w.judge)
+
+
 def step(name, w):
-    run = Run.open(PARAMS, w.seed, w.get("method", METHODS[0]), OVERRIDES)
-    return run.step(name, int(w.round) if "round" in w.keys() else None)
+    round = 1 if "judge" in w.keys() else int(w.round) if "round" in w.keys() else None
+    return STUDY.run(variant_of(w), int(w.seed)).step(name, round)
 
 
 def code_of(notebook):
@@ -54,11 +83,17 @@ def needs(name):
     return lambda w: [before.record_file for before in step(name, w).inputs]
 
 
-def papermill(name, w, **parameters):
+def papermill(name):
     """The command that executes a step's notebook; the executed copy stays in the run, also when it fails."""
-    of_run = step(name, w)
-    values = {"params_file": PARAMS, "overrides": OVERRIDES, "seed": of_run.run.seed, **parameters}
-    return execute(of_run.notebook, executed_notebook(of_run), values)
+
+    def command(w):
+        made, variant = step(name, w), variant_of(w)
+        values = {"params_file": STUDY.params_of(variant), "overrides": variant.overrides, "seed": made.run.seed}
+        values |= {} if name == "seed_dpo" else {"method": made.run.method}
+        values |= {} if made.round is None else {"round": made.round}
+        return execute(made.notebook, executed_notebook(made), values)
+
+    return command
 
 
 def execute(notebook, executed, values):
@@ -72,57 +107,60 @@ rule all:
     input:
         EVALUATIONS,  # named although the figures follow from them: those come with the repository, runs do not
         f"{FIGURES}/summary.md",
-        REGRET_NOTEBOOK,
+        [] if "study" in config else REGRET_NOTEBOOK,
 
 
 rule seed_dpo:
     input: needs("seed_dpo")
-    output: f"{RUNS}/seed-{{seed}}/dpo/seed_dpo.json"
-    params: made_by=made_by("seed_dpo"), run=lambda w: papermill("seed_dpo", w)
+    output: f"{RUNS}/{{name}}/seed-{{seed}}/dpo/seed_dpo.json"
+    params: made_by=made_by("seed_dpo"), run=papermill("seed_dpo")
     threads: THREADS
-    message: "01 seed DPO (seed {wildcards.seed})"
+    message: "01 seed DPO ({wildcards.name}, seed {wildcards.seed})"
+    shell: "OMP_NUM_THREADS={threads} {params.run}"
+
+
+rule first_annotation:
+    input: needs("annotation")
+    output: f"{RUNS}/{{name}}/seed-{{seed}}/dpo/round-1-{{judge}}/annotation.json"
+    params: made_by=made_by("annotation"), run=papermill("annotation")
+    threads: THREADS
+    message: "02 annotation, round 1 ({wildcards.name}, ranked by {wildcards.judge}, seed {wildcards.seed})"
     shell: "OMP_NUM_THREADS={threads} {params.run}"
 
 
 rule annotation:
     input: needs("annotation")
-    output: f"{RUNS}/seed-{{seed}}/{{method}}/round-{{round}}/annotation.json"
-    params:
-        made_by=made_by("annotation"),
-        run=lambda w: papermill("annotation", w, method=w.method, round=int(w.round)),
+    output: f"{RUNS}/{{name}}/seed-{{seed}}/{{method}}/round-{{round}}/annotation.json"
+    params: made_by=made_by("annotation"), run=papermill("annotation")
     threads: THREADS
-    message: "02 self-annotation, round {wildcards.round} ({wildcards.method}, seed {wildcards.seed})"
+    message: "02 annotation, round {wildcards.round} ({wildcards.name}, {wildcards.method}, seed {wildcards.seed})"
     shell: "OMP_NUM_THREADS={threads} {params.run}"
 
 
 rule follower:
     input: needs("follower")
-    output: f"{RUNS}/seed-{{seed}}/{{method}}/round-{{round}}/follower.json"
-    params:
-        made_by=made_by("follower"),
-        run=lambda w: papermill("follower", w, method=w.method, round=int(w.round)),
+    output: f"{RUNS}/{{name}}/seed-{{seed}}/{{method}}/round-{{round}}/follower.json"
+    params: made_by=made_by("follower"), run=papermill("follower")
     threads: THREADS
-    message: "03 DRO reweighting, round {wildcards.round} ({wildcards.method}, seed {wildcards.seed})"
+    message: "03 DRO reweighting, round {wildcards.round} ({wildcards.name}, {wildcards.method}, seed {wildcards.seed})"
     shell: "OMP_NUM_THREADS={threads} {params.run}"
 
 
 rule leader:
     input: needs("leader")
-    output: f"{RUNS}/seed-{{seed}}/{{method}}/round-{{round}}/leader.json"
-    params:
-        made_by=made_by("leader"),
-        run=lambda w: papermill("leader", w, method=w.method, round=int(w.round)),
+    output: f"{RUNS}/{{name}}/seed-{{seed}}/{{method}}/round-{{round}}/leader.json"
+    params: made_by=made_by("leader"), run=papermill("leader")
     threads: THREADS
-    message: "04 weighted training, round {wildcards.round} ({wildcards.method}, seed {wildcards.seed})"
+    message: "04 weighted training, round {wildcards.round} ({wildcards.name}, {wildcards.method}, seed {wildcards.seed})"
     shell: "OMP_NUM_THREADS={threads} {params.run}"
 
 
 rule evaluation:
     input: needs("evaluation")
-    output: f"{RUNS}/seed-{{seed}}/{{method}}/evaluation/evaluation.json"
-    params: made_by=made_by("evaluation"), run=lambda w: papermill("evaluation", w, method=w.method)
+    output: f"{RUNS}/{{name}}/seed-{{seed}}/{{method}}/evaluation/evaluation.json"
+    params: made_by=made_by("evaluation"), run=papermill("evaluation")
     threads: THREADS
-    message: "05 evaluation ({wildcards.method}, seed {wildcards.seed})"
+    message: "05 evaluation ({wildcards.name}, {wildcards.method}, seed {wildcards.seed})"
     shell: "OMP_NUM_THREADS={threads} {params.run}"
 
 
@@ -132,14 +170,8 @@ rule figures:
     params:
         run=execute(
             "07_paper_figures",
-            Path(RUNS, "notebooks", "07_paper_figures.ipynb"),
-            {
-                "params_file": PARAMS,
-                "seeds": SEEDS,
-                "methods": METHODS,
-                "figures_dir": str(Path(FIGURES).parent),
-                "overrides": OVERRIDES,
-            },
+            Path(RUNS, "notebooks", f"07_paper_figures-{STUDY.name}.ipynb"),
+            {"study": STUDY.model_dump(mode="json"), "figures_dir": str(Path(FIGURES).parent)},
         ),
         made_by=code_of("07_paper_figures"),
     message: "07 figures"
@@ -147,9 +179,9 @@ rule figures:
 
 
 rule regret:
-    output: REGRET_NOTEBOOK, f"{Path(FIGURES).parent}/regret_constants.md"
+    output: REGRET_NOTEBOOK, f"{FIGURES_DIR}/regret_constants.md"
     params:
-        run=execute("06_regret_bounds", Path(REGRET_NOTEBOOK), {"figures_dir": str(Path(FIGURES).parent)}),
+        run=execute("06_regret_bounds", Path(REGRET_NOTEBOOK), {"figures_dir": FIGURES_DIR}),
         made_by=code_of("06_regret_bounds"),
     message: "06 regret bounds"
     shell: "{params.run}"

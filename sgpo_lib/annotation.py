@@ -6,7 +6,8 @@ The score that ranks is the implicit reward in self-annotation, and a judge's sc
 import numpy as np
 import pandas as pd
 
-from sgpo_lib.params import GenerationParams
+from sgpo_lib.judges import GoldJudge
+from sgpo_lib.params import GenerationParams, Params
 from sgpo_lib.policy import Policy, generate, sequence_log_probs
 
 # What a pair keeps of each of its two responses.
@@ -29,6 +30,38 @@ def respond(
     responses = generate(policy, prompts["prompt"].tolist(), n_samples, seed, **generation.model_dump())
     asked = prompts[["prompt_id", "prompt"]].reset_index(drop=True)
     return asked.loc[responses.pop("prompt_index")].reset_index(drop=True).join(responses)
+
+
+def labelled(policy: Policy, prompts: pd.DataFrame, params: Params, seed: int) -> pd.DataFrame:
+    """Return labelled pairs of SFT answers: people's where the prompts come with them, else the gold user's.
+
+    Parameters
+    ----------
+    policy : the SFT model.
+    prompts : rows with `prompt_id` and `prompt`, and `chosen` and `rejected` (texts) where people labelled them.
+        Otherwise the model answers each prompt `data.n_seed_samples` times, and the gold user picks the answer
+        that it likes best and the one that it likes least.
+    seed : of the sampling.
+
+    Raises
+    ------
+    ValueError : if the prompts have no labels and there is no gold user to give them.
+    """
+    if "chosen" in prompts:
+        pairs = encode_pairs(policy, prompts, params.generation.max_prompt_length)
+    elif params.gold is None:
+        raise ValueError(
+            f"{params.data.source} has no labels (chosen, rejected), and gold is null, so nobody labels the seed: "
+            "bring labelled pairs, or set gold."
+        )
+    else:
+        responses = respond(policy, prompts, params.generation, seed, params.data.n_seed_samples)
+        responses["gold"] = GoldJudge(**params.gold.model_dump()).score(responses["response"])
+        pairs = rank(responses, by="gold")
+    # The policy is the reference itself here.
+    return pairs.assign(
+        chosen_reference_log_prob=pairs["chosen_log_prob"], rejected_reference_log_prob=pairs["rejected_log_prob"]
+    )
 
 
 def with_implicit_rewards(policy: Policy, responses: pd.DataFrame, beta: float) -> pd.DataFrame:

@@ -1,27 +1,30 @@
 """The leader's move: pairs and their worst case in, updated policy out, by TRL's DPOTrainer.
 
-Knows how a worst-case distribution becomes rows to train on; the optimisation is TRL's.
+Knows how each leader mode and rival becomes rows to train on and a loss to lower; the optimisation is TRL's.
 """
 
 import contextlib
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
-from trl.trainer.utils import add_fused_lm_head
 
-from sgpo_lib.params import TrainingParams
+from sgpo_lib.follower import Support, sgpo_loss
+from sgpo_lib.losses import dr_dpo_loss
+from sgpo_lib.params import LeaderParams, TrainingParams
 from sgpo_lib.policy import Policy
+from sgpo_lib.spa import NoiseDetectingTrainer
+from sgpo_lib.weighted_dpo import KnownReferencesTrainer, WeightedDPOTrainer
 
 
 def with_references(pairs: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -61,110 +64,102 @@ def transport_rows(pairs: pd.DataFrame, moved: np.ndarray, displacement: np.ndar
     shifted = pairs.assign(weight=moved, ref_chosen_logps=pairs["ref_chosen_logps"] + displacement / beta)
     rows = pd.concat([stays, shifted])
     rows = rows[rows["weight"] > 0].sort_index(kind="stable").reset_index(drop=True)
-    return rows.assign(weight=rows["weight"] * len(rows) / rows["weight"].sum())
+    return rows.assign(weight=rows["weight"] * len(rows) / rows["weight"].sum(), slope=0.0)
 
 
-@dataclass
-class _WeightCollator(DataCollatorForPreference):
-    """Passes the rows' weights on beside TRL's own batch."""
+def training_rows(pairs: pd.DataFrame, worst: pd.DataFrame | None, leader: LeaderParams, beta: float) -> pd.DataFrame:
+    """Turn a round's pairs into what the leader's mode trains on: rows of loss weight * l(xi) + slope * xi.
 
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = super().torch_call(examples)
-        batch["weight"] = torch.tensor([example.get("weight", 1.0) for example in examples])
-        return batch
+    | mode              | weight        | slope             | rows                                          |
+    |-------------------|---------------|-------------------|-----------------------------------------------|
+    | `transport`       | 1 - t_i, t_i  | 0                 | split; the second part has a lower margin     |
+    | `envelope`        | 1 - t_i       | -t_i price        | the exact gradient of eq. (4), by Danskin     |
+    | `pieces`          | 0             | sum_k s_ik a_k    | "weight the loss contributions by s_ik"       |
+    | `weights`         | sum_k s_ik    | 0                 | Algorithm 1, line 7, as printed: DPO          |
+    | `label-smoothing` | 1             | `label_smoothing` | (1 - a) l(xi) + a l(-xi) = l(xi) + a xi       |
+    | all others        | 1             | 0                 | the pairs; `objective` has the loss           |
+
+    Parameters
+    ----------
+    pairs : N rows, as `sgpo_lib.annotation` leaves them.
+    worst : N rows with `moved`, `displacement`, `price`, `pair_weight` and, for `pieces`, `piece_slope`, as
+        notebook 03 leaves them; None for a mode without follower.
+    beta : the DPO temperature.
+
+    Returns
+    -------
+    DataFrame with `weight`, `slope`, `ref_chosen_logps` and `ref_rejected_logps`. The mean of the rows' losses
+    is the mode's objective, for `pieces` up to a constant.
+    """
+    pairs = with_references(pairs, leader.reference)
+    if leader.mode == "transport":
+        return transport_rows(pairs, worst["moved"], worst["displacement"], beta)
+    pairs = pairs.reset_index(drop=True)
+    if leader.mode == "envelope":
+        return pairs.assign(weight=1 - worst["moved"], slope=-worst["moved"] * worst["price"])
+    if leader.mode == "pieces":
+        return pairs.assign(weight=0.0, slope=worst["piece_slope"])
+    if leader.mode == "weights":
+        return pairs.assign(weight=worst["pair_weight"], slope=0.0)
+    return pairs.assign(weight=1.0, slope=leader.label_smoothing if leader.mode == "label-smoothing" else 0.0)
 
 
-_LOSS_OPTIONS = {
-    "loss_type": ["sigmoid"],
-    "f_divergence_type": "reverse_kl",
-    "ld_alpha": None,
-    "label_smoothing": 0.0,
-    "use_weighting": False,
-}
+@dataclass(frozen=True)
+class Objective:
+    """Which trainer lowers which loss.
 
-
-class WeightedDPOTrainer(DPOTrainer):
-    """TRL's DPOTrainer for preference datasets with a `weight` column: the loss is mean(weight * loss).
-
-    Two more columns are used where the dataset has them: reference log-probabilities (`ref_chosen_logps`,
-    `ref_rejected_logps`), which are then not computed, and token ids (`prompt_ids`, `chosen_ids`,
-    `rejected_ids`), which are then not made from text again. Supports the sigmoid loss.
+    Attributes
+    ----------
+    trainer : a subclass of `trl.DPOTrainer`.
+    arguments : keyword arguments of the trainer.
+    config : options of `trl.DPOConfig`.
+    needs_policy : whether the trainer asks for the `Policy` as well.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        """Take what `trl.DPOTrainer` takes.
-
-        Raises
-        ------
-        ValueError : if the config asks for what the loss here would silently ignore.
-        """
-        config = next((value for value in (*args, *kwargs.values()) if isinstance(value, DPOConfig)), None)
-        for option, value in _LOSS_OPTIONS.items():
-            asked = getattr(config, option, value)
-            if asked != value:
-                raise ValueError(
-                    f"WeightedDPOTrainer has TRL's sigmoid loss only: {option} must be {value}, not {asked}."
-                )
-        super().__init__(*args, **kwargs)
-        # TRL also has its head compute entropy and other metrics of every token; the loss needs none of them.
-        add_fused_lm_head(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
-        collator = self.data_collator
-        self.data_collator = _WeightCollator(
-            collator.pad_token_id, collator.max_length, collator.truncation_mode, collator.pad_to_multiple_of
-        )
-
-    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        if {"prompt_ids", "chosen_ids", "rejected_ids"} <= set(dataset.column_names):
-            return dataset
-        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
-
-    def _precompute_ref_logps(self, dataset, name, batch_size):
-        if {"ref_chosen_logps", "ref_rejected_logps"} <= set(dataset.column_names):
-            return dataset
-        return super()._precompute_ref_logps(dataset, name, batch_size)
-
-    def _set_signature_columns_if_needed(self):
-        super()._set_signature_columns_if_needed()
-        if "weight" not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, "weight"]
-
-    def _compute_loss(self, model, inputs, return_outputs):
-        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        batch = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-        # TRL's fused head: per-token log-probabilities through the wrapped model, so FSDP and DeepSpeed see it.
-        log_probs = model(**batch, labels=labels, fused_lm_head=True, use_cache=False).log_probs.sum(dim=1)
-        chosen, rejected = log_probs.chunk(2)
-        if "ref_chosen_logps" in inputs:
-            ref_chosen, ref_rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        else:
-            reference_inputs = {key: value for key, value in inputs.items() if key != "weight"}
-            ref_chosen, ref_rejected = self.compute_ref_log_probs(self.ref_model or self.model, reference_inputs)
-        chosen_rewards, rejected_rewards = (
-            self.beta * (chosen - ref_chosen),
-            self.beta * (rejected - ref_rejected),
-        )
-        margins = chosen_rewards - rejected_rewards
-        loss = (inputs["weight"] * -F.logsigmoid(margins)).mean()
-
-        mode = "train" if self.model.training else "eval"
-        for name, values in {
-            "rewards/chosen": chosen_rewards,
-            "rewards/rejected": rejected_rewards,
-            "rewards/margins": margins,
-            "rewards/accuracies": (margins > 0).float(),
-        }.items():
-            self._metrics[mode][name].append(self.accelerator.gather(values.detach()).mean().item())
-        return (loss, {}) if return_outputs else loss
+    trainer: type[DPOTrainer] = WeightedDPOTrainer
+    arguments: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    needs_policy: bool = False
 
 
-def train(policy: Policy, rows: pd.DataFrame, training: TrainingParams, beta: float, seed: int) -> pd.DataFrame:
-    """Train the policy in place by weighted DPO.
+def objective(leader: LeaderParams, radius: float = 0.0, support: Support | None = None) -> Objective:
+    """Return what a leader's mode lowers on its `training_rows`.
+
+    Parameters
+    ----------
+    radius, support : of the follower, which `sgpo` solves again in every step.
+    """
+    smoothing = leader.label_smoothing
+    if leader.mode == "sgpo":
+        return Objective(arguments={"batch_loss": partial(sgpo_loss, radius=radius, support=support)})
+    if leader.mode == "dr-dpo":
+        return Objective(arguments={"batch_loss": partial(dr_dpo_loss, beta=leader.dr_beta)})
+    if leader.mode == "spa":
+        return Objective(NoiseDetectingTrainer, {"label_smoothing": smoothing}, needs_policy=True)
+    if leader.mode == "robust":
+        return Objective(KnownReferencesTrainer, config={"loss_type": ["robust"], "label_smoothing": smoothing})
+    if leader.mode == "ipo":
+        return Objective(KnownReferencesTrainer, config={"loss_type": ["ipo"]})
+    return Objective()
+
+
+def train(
+    policy: Policy,
+    rows: pd.DataFrame,
+    training: TrainingParams,
+    beta: float,
+    seed: int,
+    objective: Objective | None = None,
+    log_folder: Path | None = None,
+) -> pd.DataFrame:
+    """Train the policy in place, by weighted DPO unless another objective is given.
 
     Parameters
     ----------
     rows : with `prompt_ids`, `chosen_ids`, `rejected_ids`, `ref_chosen_logps`, `ref_rejected_logps` and
-        `weight`.
+        `weight`, optionally `slope`.
     seed : fixes the order of the rows and a fresh adapter's start.
+    log_folder : where the trackers named by `training.report_to`, such as TensorBoard, write.
 
     Returns
     -------
@@ -179,9 +174,22 @@ def train(policy: Policy, rows: pd.DataFrame, training: TrainingParams, beta: fl
         )
     policy.make_trainable(seed)
     _drop_trl_reference(policy)
-    columns = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps", "weight"]
-    options = training.model_dump(include=set(TrainingParams.model_fields))
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings(), _plain_attention_on_cpu(policy):
+    objective = objective or Objective()
+    columns = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps"]
+    columns += [
+        name for name in ("weight", "slope") if name in rows and issubclass(objective.trainer, WeightedDPOTrainer)
+    ]
+    arguments = objective.arguments | ({"policy": policy} if objective.needs_policy else {})
+    options = training.model_dump(include=set(TrainingParams.model_fields)) | objective.config
+    # Known log-probabilities: TRL's own losses take them only under this option, and without it a model whose
+    # weights are all trained would be loaded twice.
+    precomputed = policy.params.lora is None or not issubclass(objective.trainer, WeightedDPOTrainer)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        warnings.catch_warnings(),
+        _plain_attention_on_cpu(policy),
+        _trackers_writing_to(log_folder),
+    ):
         warnings.simplefilter("ignore", FutureWarning)  # arguments that transformers is about to rename
         config = DPOConfig(
             output_dir=scratch,
@@ -190,15 +198,16 @@ def train(policy: Policy, rows: pd.DataFrame, training: TrainingParams, beta: fl
             bf16=policy.computes_in_bfloat16,
             use_cpu=policy.device.type == "cpu",
             save_strategy="no",
-            precompute_ref_log_probs=policy.params.lora is None,  # they are known; TRL would load a second model
+            precompute_ref_log_probs=precomputed,
             dataloader_pin_memory=policy.device.type == "cuda",
             **options,
         )
-        trainer = WeightedDPOTrainer(
+        trainer = objective.trainer(
             model=policy.model,
             args=config,
             train_dataset=Dataset.from_pandas(rows[columns], preserve_index=False),
             processing_class=policy.tokenizer,
+            **arguments,
         )
         trainer.train()
     _drop_trl_reference(policy)
@@ -211,6 +220,22 @@ def _drop_trl_reference(policy: Policy) -> None:
     """TRL keeps a copy of the adapter as a reference, also where reference log-probabilities are known."""
     if isinstance(policy.model, PeftModel) and "ref" in policy.model.peft_config:
         policy.model.delete_adapter("ref")
+
+
+@contextlib.contextmanager
+def _trackers_writing_to(folder: Path | None) -> Iterator[None]:
+    """Transformers takes TensorBoard's folder from the environment only."""
+    variable = "TENSORBOARD_LOGGING_DIR"
+    before = os.environ.get(variable)
+    if folder is not None:
+        os.environ[variable] = str(folder)
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.environ.pop(variable)
+            if before is not None:
+                os.environ[variable] = before
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """What a run is asked to do: typed, validated, one section per step of the method.
 
-A params file is YAML. Its names are those of TRL, PEFT and transformers wherever these have one.
+A params file is YAML. Its names are those of TRL, PEFT and transformers wherever these have one. A file
+may say `extends: other.yaml` and then holds only what differs from that one.
 This module knows nothing of what the values are used for.
 """
 
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -47,7 +48,10 @@ class DataParams(_Section):
     split: str = "train"
     n_seed: Count = Field(description="prompts whose pairs are labelled by the judge or by people")
     n_seed_samples: int = Field(2, ge=2, description="answers per seed prompt; the judge picks best and worst")
-    n_prompts: list[Count] = Field(min_length=1, description="prompts of each round")
+    seed_selection: Literal["random", "farthest-point"] = Field("random", description="which prompts to label")
+    label_noise: Share = Field(0.0, description="share of the seed labels to flip")
+    n_calibration: int = Field(0, ge=0, description="labelled prompts kept out of training, for the calibrated radius")
+    n_prompts: list[Count] = Field(description="prompts of each round; none for seed DPO alone")
     n_evaluation: Count = Field(description="held-out prompts; never trained on, the same for every seed")
     shuffle_seed: int = 42
     reshuffle: bool = Field(False, description="let the run's seed draw its own seed and round prompts")
@@ -67,6 +71,14 @@ class GoldParams(_Section):
 
     word_limit: Count = 30
     word_penalty: float = Field(0.02, ge=0)
+
+
+class AnnotationParams(_Section):
+    """Who ranks the policy's answers: its own implicit reward, or for comparison an external judge."""
+
+    judge: Literal["implicit", "sentiment", "gold"] = Field(
+        "implicit", description="'sentiment' is the gold user without its dislike of words, 'gold' the gold user"
+    )
 
 
 class TrainingParams(_Section):
@@ -101,19 +113,47 @@ class QuantileRule(_Section):
     q: float = Field(0.01, ge=0, lt=0.5)
 
 
+class CalibratedRule(_Section):
+    """The radius that the labels' own error rate implies, read off `data.n_calibration` labelled pairs."""
+
+    rule: Literal["calibrated"]
+
+
+class ShiftRule(_Section):
+    """The distance between this round's margins and the last round's."""
+
+    rule: Literal["shift"]
+    first: float = Field(0.01, ge=0, description="radius of round 1, which has no round before it")
+
+
 class FollowerParams(_Section):
     """The adversary: a Wasserstein-1 ball around the empirical margin distribution."""
 
-    radius: float = Field(0.01, ge=0, description="mean transport per pair, in margin units")
+    radius: Annotated[float, Field(ge=0)] | CalibratedRule | ShiftRule = Field(
+        0.01, description="mean transport per pair, in margin units, or a rule"
+    )
     support: RangeRule | QuantileRule | tuple[float, float] = RangeRule()
+    n_pieces: int | None = Field(None, ge=2, description="tangents K of the loss; null: the logistic loss itself")
+    group_size: Count | None = Field(None, description="pairs G that share a budget; null: all pairs of the round")
 
 
 class LeaderParams(TrainingParams):
-    """How the worst case enters the policy's update."""
+    """The policy's update: how the worst case enters it, or which rival replaces it."""
 
-    mode: Literal["transport"] = "transport"
+    mode: Literal[
+        "transport", "envelope", "pieces", "weights", "sgpo", "dpo", "spa", "dr-dpo", "label-smoothing", "robust", "ipo"
+    ] = Field("transport", description="the first five face the follower, the others do without")
     reference: Literal["previous", "initial"] = "previous"
     accumulate: bool = Field(False, description="train round t on the pairs of rounds 1..t")
+    label_smoothing: float = Field(
+        0.1, gt=0, lt=0.5, description="share of wrong labels that spa, label-smoothing and robust assume"
+    )
+    dr_beta: Positive = Field(1.0, description="Dr. DPO's beta': the smaller, the more it trusts pairs of low loss")
+
+    @property
+    def faces_follower(self) -> bool:
+        """Whether this mode trains on a worst case."""
+        return self.mode in ("transport", "envelope", "pieces", "weights", "sgpo")
 
 
 class EvaluationParams(_Section):
@@ -124,9 +164,27 @@ class EvaluationParams(_Section):
 
 
 METHODS: dict[str, dict[str, Any]] = {
+    "dpo": {},
+    "self-dpo": {"leader.mode": "dpo"},
+    "iter-dpo": {"leader.mode": "dpo", "annotation.judge": "sentiment"},
+    "iter-dpo-gold": {"leader.mode": "dpo", "annotation.judge": "gold"},
+    "spa": {"leader.mode": "spa"},
+    "dr-dpo": {"leader.mode": "dr-dpo"},
+    "label-smoothing": {"leader.mode": "label-smoothing"},
+    "robust": {"leader.mode": "robust"},
+    "ipo": {"leader.mode": "ipo"},
     "ssapo": {"leader.mode": "transport"},
+    "ssapo-envelope": {"leader.mode": "envelope", "leader.reference": "initial"},
+    "ssapo-pieces": {"leader.mode": "pieces", "follower.n_pieces": 6},
+    "ssapo-weights": {"leader.mode": "weights"},
+    "sgpo": {"leader.mode": "sgpo", "leader.reference": "initial"},
 }
-"""What each method sets, as dotted overrides: the one place to add a method."""
+"""What each method sets, as dotted overrides: the one place to add a method.
+
+`dpo` stops at the labelled seed: it has no rounds, whatever the params say. `self-dpo` trains on the
+self-labels as they are, which is SSAPO at radius 0. `iter-dpo` has the pairs ranked by an external judge that
+shares the gold user's taste in part, and `iter-dpo-gold` by the gold user itself, a ceiling.
+"""
 
 
 class Params(_Section):
@@ -141,10 +199,23 @@ class Params(_Section):
     beta: Positive = 0.1
     generation: GenerationParams = GenerationParams()
     gold: GoldParams | None = GoldParams()
+    annotation: AnnotationParams = AnnotationParams()
     seed_dpo: TrainingParams
     follower: FollowerParams = FollowerParams()
     leader: LeaderParams
     evaluation: EvaluationParams = EvaluationParams()
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "Params":
+        if isinstance(self.follower.radius, CalibratedRule) and not self.data.n_calibration:
+            raise ValueError("follower.radius {rule: calibrated} needs labelled pairs: set data.n_calibration")
+        if self.leader.mode == "pieces" and self.follower.n_pieces is None:
+            raise ValueError("leader.mode pieces needs pieces: set follower.n_pieces (paper: 6)")
+        if self.leader.mode == "envelope" and self.follower.group_size is not None:
+            raise ValueError("leader.mode envelope needs one price for all pairs: set follower.group_size to null")
+        if self.annotation.judge != "implicit" and self.gold is None:
+            raise ValueError(f"annotation.judge {self.annotation.judge} needs a gold user: set gold")
+        return self
 
     @property
     def n_rounds(self) -> int:
@@ -172,13 +243,7 @@ def load_params(params_file: str | Path, overrides: dict[str, Any] | None = None
     FileNotFoundError, ValueError : naming the file, each offending key, and the nearest valid one.
     """
     path, root = _find(Path(params_file))
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold sections such as 'model:' and 'data:', but holds {values!r}.")
-
+    values = _read(path)
     for key, value in (overrides or {}).items():
         _set(values, key, value)
     problems = _unknown_keys(values, [Params])
@@ -189,6 +254,31 @@ def load_params(params_file: str | Path, overrides: dict[str, Any] | None = None
             problems = [_explain(item) for item in error.errors()]
     listing = "\n  ".join(problems)
     raise ValueError(f"{path}{' with overrides' if overrides else ''} cannot be used:\n  {listing}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a YAML file and lay it over the one that it `extends`."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold sections such as 'model:' and 'data:', but holds {values!r}.")
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str) or not (path.parent / base).is_file():
+        raise ValueError(f"{path} extends {base!r}, but there is no such file in {path.parent}.")
+    if (path.parent / base).resolve() == path.resolve():
+        raise ValueError(f"{path} extends itself.")
+    return _laid_over(_read(path.parent / base), values)
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    """Sections are merged; anything else, and what follows a `rule`, is replaced."""
+    if not (isinstance(below, dict) and isinstance(above, dict)) or "rule" in above:
+        return above
+    return below | {key: _laid_over(below.get(key), value) for key, value in above.items()}
 
 
 def _find(path: Path) -> tuple[Path, Path]:
@@ -265,7 +355,9 @@ def _unknown_keys(values: dict, sections: list[type[_Section]], prefix: str = ""
 
 def _explain(error: dict) -> str:
     names = [str(part) for part in error["loc"] if not (isinstance(part, str) and part[:1].isupper())]
-    where = ".".join(name for name in names if "[" not in name)
+    where = ".".join(name for name in names if "[" not in name and name != "constrained-float")
+    if not where:  # a rule about several parameters names them itself
+        return error["msg"].removeprefix("Value error, ") + "."
     if error["type"] == "missing":
         return f"'{where}' is missing."
     return f"'{where}' is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}."

@@ -328,6 +328,24 @@ def sequence_log_probs(
     return result
 
 
+@torch.inference_mode()
+def embed(policy: Policy, prompts: Sequence[list[dict]], max_length: int, batch_size: int = 64) -> np.ndarray:
+    """Return the SFT model's last-layer state at each prompt's last token, shape (N, hidden size), float32."""
+    prompt_ids = policy.encode_prompts(prompts, max_length)
+    order = np.argsort([-len(ids) for ids in prompt_ids], kind="stable")
+    states = np.empty((len(order), policy.model.config.get_text_config().hidden_size), dtype=np.float32)
+    with policy.reference() as model, tqdm(total=len(order), desc="embed", unit="prompt") as progress:
+        backbone = (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            inputs = _pad([prompt_ids[i] for i in batch], policy)
+            positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+            last = backbone(**inputs, position_ids=positions, use_cache=False).last_hidden_state[:, -1]
+            states[batch] = last.float().cpu().numpy()
+            progress.update(len(batch))
+    return states
+
+
 def _pad(sequences: list[list[int]], policy: Policy) -> dict[str, torch.Tensor]:
     inputs = policy.tokenizer.pad({"input_ids": sequences}, return_tensors="pt")
     return {key: inputs[key].to(policy.device) for key in ("input_ids", "attention_mask")}

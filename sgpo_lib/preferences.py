@@ -34,7 +34,6 @@ __all__ = [
     "prepare",
     "prompt_id",
     "random_subset",
-    "select_seed",
     "split",
     "user_text",
 ]
@@ -51,6 +50,8 @@ class Splits:
     ----------
     seed : DataFrame
         The labelled seed: every row of its prompts.
+    calibration : DataFrame
+        Labelled as the seed is, and kept out of its training: every row of its prompts.
     rounds : list of DataFrame
         For each round of self-annotation the distinct prompts, columns `prompt_id` and `prompt` only: a round
         cannot see labels that it is meant to make.
@@ -59,6 +60,7 @@ class Splits:
     """
 
     seed: pd.DataFrame
+    calibration: pd.DataFrame
     rounds: list[pd.DataFrame]
     evaluation: pd.DataFrame
 
@@ -185,6 +187,7 @@ def split(
     shuffle_seed: int,
     seed: int | None = None,
     select: Callable[[pd.DataFrame], Sequence[int]] | None = None,
+    n_calibration: int = 0,
 ) -> Splits:
     """Split data by distinct prompt into a labelled seed, one pool per round, and an evaluation set.
 
@@ -201,8 +204,12 @@ def split(
     seed : int, optional
         The run's seed: re-orders all prompts but the evaluation's.
     select : callable, optional
-        Gets the candidate prompts (all but the evaluation's; columns `prompt_id`, `prompt`) and returns the
-        positions of the `n_seed` to label, such as those of `farthest_point`. Default: the first ones.
+        Gets the candidate prompts (all but those of evaluation and calibration; columns `prompt_id`, `prompt`)
+        and returns the positions of the `n_seed` to label, such as those of `farthest_point`. Default: the
+        first ones.
+    n_calibration : int
+        Number of distinct prompts for calibration. They are the last of the candidates, so that rounds can be
+        added without changing them.
 
     Returns
     -------
@@ -214,44 +221,70 @@ def split(
         There are fewer distinct prompts than asked for, a number is negative, or `select` returns anything
         but `n_seed` distinct positions.
     """
-    if min(n_seed, n_evaluation, *n_rounds, 0) < 0:
-        raise ValueError(f"sizes must not be negative: {n_seed=}, n_rounds={list(n_rounds)}, {n_evaluation=}")
+    if min(n_seed, n_evaluation, n_calibration, *n_rounds, 0) < 0:
+        raise ValueError(
+            f"sizes must not be negative: {n_seed=}, n_rounds={list(n_rounds)}, {n_evaluation=}, {n_calibration=}"
+        )
     data = data if "prompt_id" in data else with_ids(data)
     prompts = data.drop_duplicates("prompt_id")[["prompt_id", "prompt"]]
-    needed = n_seed + sum(n_rounds) + n_evaluation
+    needed = n_seed + n_calibration + sum(n_rounds) + n_evaluation
     if needed > len(prompts):
         raise ValueError(
             f"the split needs {needed} distinct prompts ({n_seed} for the seed, {list(n_rounds)} for rounds, "
-            f"{n_evaluation} for evaluation) but the data has {len(prompts)} in {len(data)} rows: "
-            "ask for fewer or bring more data"
+            f"{n_calibration} for calibration, {n_evaluation} for evaluation) but the data has {len(prompts)} in "
+            f"{len(data)} rows: ask for fewer or bring more data"
         )
     order = np.random.default_rng(shuffle_seed).permutation(len(prompts))
     n_candidates = len(prompts) - n_evaluation
     candidates, evaluation = order[:n_candidates], order[n_candidates:]
     if seed is not None:
         candidates = np.random.default_rng(seed).permutation(candidates)
+    candidates, calibration = np.split(candidates, [n_candidates - n_calibration])
     candidates = prompts.iloc[candidates].reset_index(drop=True)
 
     chosen = np.arange(n_seed) if select is None else np.asarray(select(candidates), dtype=int)
-    if len(chosen) != n_seed or len(set(chosen.tolist()) & set(range(n_candidates))) != n_seed:
-        raise ValueError(f"select must return {n_seed} distinct positions from 0 to {n_candidates - 1}")
+    if len(chosen) != n_seed or len(set(chosen.tolist()) & set(range(len(candidates)))) != n_seed:
+        raise ValueError(f"select must return {n_seed} distinct positions from 0 to {len(candidates) - 1}")
     unlabelled = candidates.drop(index=chosen)
     ends = np.cumsum([0, *n_rounds])
     return Splits(
         seed=_rows_of(data, candidates["prompt_id"].iloc[chosen]),
+        calibration=_rows_of(data, prompts["prompt_id"].iloc[calibration]),
         rounds=[unlabelled.iloc[start:end].reset_index(drop=True) for start, end in itertools.pairwise(ends)],
         evaluation=_rows_of(data, prompts["prompt_id"].iloc[evaluation]),
     )
 
 
-def prepare(params: DataParams, root: Path, seed: int) -> Splits:
+def prepare(
+    params: DataParams,
+    root: Path,
+    seed: int,
+    embed: Callable[[list], np.ndarray] | None = None,
+    seed_ids: Sequence[str] | None = None,
+) -> Splits:
     """Load and split what a params file's `data` section asks for.
 
     Parameters
     ----------
     root : folder that a relative path in `source` is relative to.
     seed : the run's seed; draws the seed and round prompts if `reshuffle` is set, and nothing otherwise.
+    embed : maps N prompts to embeddings, shape (N, d); needed to select the seed by `farthest-point`.
+    seed_ids : the `prompt_id` of the seed prompts where they have been selected before, in their order.
+
+    Raises
+    ------
+    ValueError
+        `farthest-point` has neither of the two, besides what `load` and `split` raise.
     """
+
+    def select(candidates: pd.DataFrame) -> np.ndarray:
+        if seed_ids is not None:
+            position = pd.Series(candidates.index, candidates["prompt_id"])
+            return position.loc[list(seed_ids)].to_numpy()
+        if embed is None:
+            raise ValueError("selecting the seed by farthest-point needs a model's embeddings: run notebook 01")
+        return farthest_point(embed(candidates["prompt"].tolist()), params.n_seed, seed)
+
     local = root / params.source
     data = load(str(local) if local.is_file() else params.source, params.split)
     return split(
@@ -261,6 +294,8 @@ def prepare(params: DataParams, root: Path, seed: int) -> Splits:
         params.n_evaluation,
         params.shuffle_seed,
         seed if params.reshuffle else None,
+        select if params.seed_selection == "farthest-point" else None,
+        params.n_calibration,
     )
 
 
@@ -272,22 +307,6 @@ def _rows_of(data: pd.DataFrame, ids: pd.Series) -> pd.DataFrame:
     ranks = data["prompt_id"].map(rank).to_numpy(dtype=float, na_value=np.nan)
     in_order = np.argsort(ranks, kind="stable")  # NaN, the prompts of other parts, sorts last
     return data.iloc[in_order[: np.isfinite(ranks).sum()]].reset_index(drop=True)
-
-
-def select_seed(
-    n_total: int, n: int, rule: str = "random", seed: int = 0, embeddings: np.ndarray | None = None
-) -> np.ndarray:
-    """Choose which `n` of `n_total` prompts to label: a `rule` is `"random"` or `"farthest-point"`.
-
-    See `random_subset` and `farthest_point`; `embeddings`, shape (n_total, d), are for the latter.
-    """
-    if rule == "random":
-        return random_subset(n_total, n, seed)
-    if rule != "farthest-point":
-        raise ValueError(f"seed selection must be 'random' or 'farthest-point', not {rule!r}")
-    if embeddings is None or len(embeddings) != n_total:
-        raise ValueError(f"farthest-point selection needs one embedding for each of the {n_total} prompts")
-    return farthest_point(embeddings, n, seed)
 
 
 def random_subset(n_total: int, n: int, seed: int) -> np.ndarray:

@@ -38,8 +38,8 @@ def timing_table(run: Run) -> pd.DataFrame:
 
 def executed_notebook(step: Step) -> Path:
     """Return where the batch leaves the executed copy of the notebook that makes a step."""
-    part = "" if step.name == "seed_dpo" else step.run.method
-    round_ = "" if step.round is None else f"-round-{step.round}"
+    part = "" if step.name == "seed_dpo" else step.owner
+    round_ = "" if step.round is None else f"-{step.folder.name}"
     return step.run.folder / "notebooks" / part / f"{step.notebook}{round_}.ipynb"
 
 
@@ -71,6 +71,13 @@ def _result(run: Run) -> dict[str, Any]:
 
 
 def _steps(run: Run) -> list[Step]:
-    rounds = range(1, run.params.n_rounds + 1)
-    per_round = [run.step(name, t) for t in rounds for name in ("annotation", "follower", "leader")]
-    return [run.step("seed_dpo"), *per_round, run.step("evaluation")]
+    """All steps that a run's evaluation was made from, the earliest first."""
+    steps: dict[Path, Step] = {}
+
+    def visit(step: Step) -> None:
+        for before in step.inputs:
+            visit(before)
+        steps.setdefault(step.record_file, step)
+
+    visit(run.step("evaluation"))
+    return list(steps.values())

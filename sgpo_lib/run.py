@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
@@ -27,7 +27,7 @@ from typing import Any
 
 import pandas as pd
 
-from sgpo_lib.params import METHODS, Params, load_params
+from sgpo_lib.params import METHODS, Params, ShiftRule, load_params
 
 _SHARED = ["model", "data", "beta", "generation", "gold"]
 _PACKAGES = ["sgpo-lib", "torch", "transformers", "trl", "peft", "numpy", "pandas", "scipy", "alpaca-eval"]
@@ -41,8 +41,16 @@ class _Kind:
 
 
 STEPS = {
-    "seed_dpo": _Kind("01_seed_dpo", (*_SHARED, "seed_dpo"), ("pairs.parquet", "training_log.parquet", "policy")),
-    "annotation": _Kind("02_self_annotation", (*_SHARED, "leader.accumulate"), ("responses.parquet", "pairs.parquet")),
+    "seed_dpo": _Kind(
+        "01_seed_dpo",
+        (*_SHARED, "seed_dpo"),
+        ("prompts.parquet", "pairs.parquet", "training_log.parquet", "policy"),
+    ),
+    "annotation": _Kind(
+        "02_self_annotation",
+        (*_SHARED, "annotation", "leader.accumulate"),
+        ("responses.parquet", "pairs.parquet"),
+    ),
     "follower": _Kind("03_dro_reweighting", ("follower",), ("worst_case.parquet",)),
     "leader": _Kind("04_weighted_training", ("beta", "leader"), ("training_log.parquet", "policy")),
     "evaluation": _Kind(
@@ -85,12 +93,26 @@ class Run:
         preset = method.split("+")[0]
         if preset not in METHODS:
             raise ValueError(f"There is no method {preset!r}; there are: {', '.join(METHODS)}.")
-        return cls(load_params(params_file, METHODS[preset] | (overrides or {})), int(seed), method)
+        if preset == "dpo" and method != "dpo":
+            raise ValueError(f"{method!r}: the seed is shared by all methods, so that dpo can have no label.")
+        run = cls(load_params(params_file, METHODS[preset] | (overrides or {})), int(seed), method)
+        return run.seed_only if preset == "dpo" else run
 
     @property
     def folder(self) -> Path:
         """The run's folder, shared by all methods."""
         return self.params.root / self.params.output_dir / self.params.name / f"seed-{self.seed}"
+
+    @property
+    def rounds(self) -> range:
+        """The rounds of self-annotation, 1..T; none for `dpo`."""
+        return range(1, self.params.n_rounds + 1)
+
+    @property
+    def seed_only(self) -> "Run":
+        """The run that stops at the labelled seed, `dpo`; all methods share it."""
+        data = self.params.data.model_copy(update={"n_prompts": []})
+        return replace(self, params=self.params.model_copy(update={"data": data}), method="dpo")
 
     def step(self, name: str, round: int | None = None) -> "Step":
         """Return a step of this run: `seed_dpo`, `annotation`, `follower`, `leader` or `evaluation`.
@@ -102,7 +124,7 @@ class Run:
         per_round = name in ("annotation", "follower", "leader")
         if name not in STEPS:
             raise ValueError(f"There is no step {name!r}; the steps are {', '.join(STEPS)}.")
-        if per_round and not (isinstance(round, int) and 1 <= round <= self.params.n_rounds):
+        if per_round and not (isinstance(round, int) and round in self.rounds):
             raise ValueError(
                 f"round is {round!r}, but these params have rounds 1 to {self.params.n_rounds}; "
                 "add a number to data.n_prompts for another round."
@@ -121,12 +143,25 @@ class Step:
     _outputs: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @property
+    def owner(self) -> str:
+        """The method whose folder holds the step: "dpo" for what all methods share.
+
+        These are the seed, and the first round's pairs, which pi_0 makes alone.
+        """
+        shared = self.name == "seed_dpo" or (self.name == "annotation" and self.round == 1)
+        return "dpo" if shared else self.run.method
+
+    @property
     def folder(self) -> Path:
         """Where the step's artefacts lie."""
+        folder = self.run.folder / self.owner
         if self.name == "seed_dpo":
-            return self.run.folder / "dpo"
-        part = "evaluation" if self.name == "evaluation" else f"round-{self.round}"
-        return self.run.folder / self.run.method / part
+            return folder
+        if self.name == "evaluation":
+            return folder / "evaluation"
+        if self.owner != self.run.method:
+            return folder / f"round-1-{self.run.params.annotation.judge}"
+        return folder / f"round-{self.round}"
 
     @property
     def notebook(self) -> str:
@@ -147,12 +182,17 @@ class Step:
         before = step("seed_dpo") if self.round in (None, 1) else step("leader", self.round - 1)
         if self.name == "annotation":
             earlier = range(1, self.round) if self.run.params.leader.accumulate else []
-            return [before, *(step("annotation", t) for t in earlier)]
+            seed = [step("seed_dpo")] if self.round > 1 else []
+            return [before, *seed, *(step("annotation", t) for t in earlier)]
         if self.name == "follower":
-            return [step("annotation", self.round)]
+            compared = self.round > 1 and isinstance(self.run.params.follower.radius, ShiftRule)
+            return [step("annotation", t) for t in ((self.round, self.round - 1) if compared else (self.round,))]
         if self.name == "leader":
-            return [before, step("annotation", self.round), step("follower", self.round)]
-        return [before, *(step("leader", t) for t in range(1, self.run.params.n_rounds + 1))]
+            follower = [step("follower", self.round)] if self.run.params.leader.faces_follower else []
+            return [before, step("annotation", self.round), *follower]
+        if not self.run.rounds:
+            return [step("seed_dpo")]
+        return [self.run.seed_only.step("evaluation"), *(step("leader", t) for t in self.run.rounds)]
 
     @property
     def seed(self) -> int:
@@ -177,6 +217,8 @@ class Step:
             mine.pop("data.n_prompts")
         elif self.round is not None and "data.n_prompts" in mine:
             mine["data.n_prompts"] = mine["data.n_prompts"][: self.round]
+        if self.round == 1:
+            mine.pop("leader.accumulate", None)
         return mine
 
     def record(self) -> dict[str, Any]:

@@ -9,10 +9,17 @@ from sgpo_lib.follower.differentiable import sgpo_loss
 from sgpo_lib.follower.exact import closed_form_value, grouped, worst_case
 from sgpo_lib.follower.loss import Loss, Pieces, logistic_loss, negative_log, piecewise, tangents
 from sgpo_lib.follower.program import convex_program
-from sgpo_lib.follower.radius import CalibratedRadius, calibrated_radius, shift_radius
+from sgpo_lib.follower.radius import CalibratedRadius, calibrated_radius, resolve_radius, shift_radius
 from sgpo_lib.follower.result import Atoms, Moves, WorstCase
 from sgpo_lib.follower.slsqp import published
-from sgpo_lib.follower.support import SUPPORT_RULES, QuantileSupport, RangeSupport, Support, make_support
+from sgpo_lib.follower.support import (
+    SUPPORT_RULES,
+    QuantileSupport,
+    RangeSupport,
+    Support,
+    make_support,
+    resolve_support,
+)
 
 __all__ = [
     "SUPPORT_RULES",
@@ -34,6 +41,8 @@ __all__ = [
     "negative_log",
     "piecewise",
     "published",
+    "resolve_radius",
+    "resolve_support",
     "sgpo_loss",
     "shift_radius",
     "side_by_side",

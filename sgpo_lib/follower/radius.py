@@ -1,5 +1,6 @@
 """Radii that follow from data, where the paper fixes one by hand."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +96,31 @@ def shift_radius(before, after) -> float:
     from scipy.stats import wasserstein_distance
 
     return float(wasserstein_distance(checked_margins(before), checked_margins(after)))
+
+
+def resolve_radius(radius: float | Mapping, margins, labelled_margins=None, margins_before=None) -> float:
+    """Return what a params file's `radius` stands for in this round.
+
+    Parameters
+    ----------
+    radius : a number, {"rule": "calibrated"}, or {"rule": "shift", "first": number}.
+    margins, labelled_margins : see `calibrated_radius`; the latter for that rule only.
+    margins_before : of the round before, for `shift`; None in the first round, whose radius is `first`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such rule, or `calibrated` has no labelled margins.
+    """
+    if not isinstance(radius, Mapping):
+        return float(radius)
+    if radius["rule"] == "calibrated":
+        if labelled_margins is None:
+            raise ValueError("the calibrated radius needs margins of labelled pairs: set data.n_calibration")
+        return calibrated_radius(margins, labelled_margins).radius
+    if radius["rule"] == "shift":
+        return float(radius["first"]) if margins_before is None else shift_radius(margins_before, margins)
+    raise ValueError(f"there is no radius rule {radius['rule']!r}; the rules are calibrated, shift")
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

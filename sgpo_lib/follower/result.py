@@ -159,6 +159,24 @@ class WorstCase:
         s, q = (np.bincount(cell, x, minlength=shape[0] * shape[1]).reshape(shape) for x in (fraction, shift))
         return s, q
 
+    def piece_slopes(self, pieces: Pieces) -> np.ndarray:
+        """Return sum_k s_ik a_k, shape (N,): each pair's slope in the loss of leader mode `pieces`.
+
+        That loss, sum_k s_ik (a_k xi_i + b_k) - a_k q_ik, is linear in the margin.
+        """
+        s, _ = self.masses_and_shifts(pieces)
+        return s @ np.asarray(pieces.slopes)
+
+    def per_pair(self) -> dict[str, np.ndarray]:
+        """Return what a leader needs to know of each pair, as columns of shape (N,)."""
+        return {
+            "margin": self.margins,
+            "moved": self.moved,
+            "displacement": self.displacement,
+            "pair_weight": self.pair_weights(),
+            "price": np.full(self.margins.size, self.price),
+        }
+
     def _sum_over_moves(self, weights: np.ndarray) -> np.ndarray:
         return np.bincount(self.moves.pair, weights, minlength=self.margins.size)
 

@@ -1,0 +1,186 @@
+"""What a study's finished runs say when they are held against each other: tables, one row per number.
+
+The unit is the seed: prompts are averaged within a run, and intervals are Student's t over seeds, which
+contain the luck of training. Methods are compared seed by seed, as they share the seed's pairs and prompts.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from sgpo_lib.study import Study
+
+QUANTITIES = {
+    "gold_reward_vs_sft": "gold reward vs SFT",
+    "win_rate": "win rate %",
+    "length_controlled_win_rate": "LC win rate %",
+    "words": "words",
+    "kl": "KL to SFT (nats)",
+}
+"""What is tabulated, with its heading."""
+
+
+class Interval(NamedTuple):
+    """Mean over seeds with a t interval, and the two-sided p-value of a mean of 0; NaN for a single seed."""
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+
+
+def over_seeds(values: np.ndarray, confidence: float = 0.95) -> Interval:
+    """Average one number per seed, shape (n_seeds,)."""
+    values = np.asarray(values, dtype=float)
+    if values.size < 2:
+        return Interval(float(values.mean()), np.nan, np.nan, np.nan)
+    error = stats.sem(values)
+    half = stats.t.ppf((1 + confidence) / 2, values.size - 1) * error
+    mean = values.mean()
+    p_value = 2 * stats.t.sf(abs(mean) / error, values.size - 1) if error > 0 else float(mean == 0)
+    return Interval(float(mean), float(mean - half), float(mean + half), float(p_value))
+
+
+def results(study: Study) -> pd.DataFrame:
+    """Collect the evaluations of a study's runs.
+
+    Returns
+    -------
+    DataFrame, a row per variant, seed and policy (`sft`, `dpo`, `round-1`, ...): `group`, `variant`, `method`,
+    `seed`, `policy`, `is_final`, and the mean over prompts of each quantity.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError : if a run is not complete or does not fit its params; names the notebook.
+    """
+    rows = []
+    for variant in study.variants:
+        for seed in study.seeds:
+            run = study.run(variant, seed)
+            step = run.step("evaluation")
+            step.check()
+            summary = step.load("summary.json")
+            for policy, values in summary.items():
+                means = {name: value["mean"] for name, value in values.items() if isinstance(value, dict)}
+                rows.append(
+                    {
+                        "group": variant.group,
+                        "variant": study.label(variant),
+                        "method": variant.method,
+                        "seed": seed,
+                        "policy": policy,
+                        "is_final": policy == list(summary)[-1],
+                        **means,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def final_means(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """Average every variant's last policy over seeds.
+
+    Returns
+    -------
+    DataFrame, a row per variant and quantity: `group`, `variant`, `quantity`, `mean`, `low`, `high`, `n_seeds`.
+    """
+    final = results[results["is_final"]]
+    rows = []
+    for (group, variant), of_variant in final.groupby(["group", "variant"], sort=False):
+        for quantity in (name for name in QUANTITIES if name in final):
+            interval = over_seeds(of_variant[quantity].to_numpy(), confidence)
+            rows.append((group, variant, quantity, *interval[:3], len(of_variant)))
+    return pd.DataFrame(rows, columns=["group", "variant", "quantity", "mean", "low", "high", "n_seeds"])
+
+
+def paired_differences(
+    results: pd.DataFrame, baselines: list[str], quantity: str = "gold_reward_vs_sft", confidence: float = 0.95
+) -> pd.DataFrame:
+    """Compare every variant's last policy with each baseline's, seed by seed, within groups.
+
+    Parameters
+    ----------
+    baselines : methods.
+
+    Returns
+    -------
+    DataFrame: `group`, `variant`, `baseline`, `mean`, `low`, `high`, `p_value` (paired t test, two-sided, not
+    adjusted for the number of comparisons) and `n_seeds`.
+    """
+    final = results[results["is_final"]]
+    rows = []
+    for (group, variant), of_variant in final.groupby(["group", "variant"], sort=False):
+        for baseline in baselines:
+            other = final[(final["group"] == group) & (final["method"] == baseline)]
+            if other.empty or other["variant"].iloc[0] == variant:
+                continue
+            pair = of_variant.set_index("seed")[[quantity]].join(other.set_index("seed")[quantity], rsuffix="_base")
+            difference = (pair[quantity] - pair[f"{quantity}_base"]).to_numpy()
+            rows.append((group, variant, other["variant"].iloc[0], *over_seeds(difference, confidence), len(pair)))
+    columns = ["group", "variant", "baseline", "mean", "low", "high", "p_value", "n_seeds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def verdicts(differences: pd.DataFrame, confidence: float = 0.95) -> list[str]:
+    """Say of each difference in plain words whether its interval excludes 0."""
+    lines = []
+    for row in differences.itertuples():
+        where = f"{row.group}: " if row.group else ""
+        start = f"{where}{row.variant} against {row.baseline}: {row.mean:+.3f}"
+        if np.isnan(row.low):
+            lines.append(f"{start}; one seed, so nothing can be said.")
+            continue
+        word = "better" if row.low > 0 else "worse" if row.high < 0 else "no significant difference"
+        lines.append(
+            f"{start} [{row.low:+.3f}, {row.high:+.3f}], p = {row.p_value:.2g}, {row.n_seeds} seeds: {word} "
+            f"at {confidence:.0%}."
+        )
+    return lines
+
+
+def pairs_of_rounds(study: Study) -> pd.DataFrame:
+    """Collect the pairs that every run trained on, with what the follower did to them.
+
+    Returns
+    -------
+    DataFrame, a row per pair: `group`, `variant`, `seed`, `round`, `margin`, `moved` (0 where there is no
+    follower), `decile` (1..10, of the margin within its run and round) and `agrees_with_gold` where known.
+    """
+    parts = []
+    for variant in study.variants:
+        for seed in study.seeds:
+            run = study.run(variant, seed)
+            for t in run.rounds:
+                pairs = run.step("annotation", t).load("pairs.parquet")
+                part = pairs[[name for name in ("margin", "agrees_with_gold") if name in pairs]].copy()
+                has_follower = run.params.leader.faces_follower
+                part["moved"] = run.step("follower", t).load("worst_case.parquet")["moved"] if has_follower else 0.0
+                part["decile"] = np.ceil(10 * part["margin"].rank(method="first") / len(part)).astype(int)
+                parts.append(part.assign(group=variant.group, variant=study.label(variant), seed=seed, round=t))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def followers(study: Study) -> pd.DataFrame:
+    """Collect what the followers of a study found.
+
+    Returns
+    -------
+    DataFrame, a row per variant with a follower, seed and round: `radius`, `nominal`, `value`, `transport`,
+    `n_moved` (of `n_pairs`), `gap` and the `seconds` of the solve.
+    """
+    rows = []
+    for variant in study.variants:
+        for seed in study.seeds:
+            run = study.run(variant, seed)
+            for t in run.rounds if run.params.leader.faces_follower else ():
+                record = run.step("follower", t).record()
+                n_pairs = run.step("annotation", t).record()["metrics"]["n_pairs"]
+                numbers = {key: record["metrics"][key] for key in ("radius", "nominal", "value", "transport", "gap")}
+                rows.append(
+                    {"group": variant.group, "variant": study.label(variant), "seed": seed, "round": t}
+                    | numbers
+                    | {"n_moved": record["metrics"]["n_moved"], "n_pairs": n_pairs}
+                    | {"seconds": record["seconds"]["follower"]}
+                )
+    return pd.DataFrame(rows)

@@ -1,0 +1,60 @@
+"""Preference losses as functions of a batch of margins, apart from any trainer.
+
+A margin is beta * [(log pi/pi_ref)(chosen) - (log pi/pi_ref)(rejected)], shape (B,), in reward units. Every
+loss returns the scalar that one step of training lowers. IPO and the robust loss are not here: TRL has them.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def weighted_logistic(
+    margins: torch.Tensor, weight: torch.Tensor | None = None, slope: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the mean over the batch of `weight * l(margin) + slope * margin`, with l(x) = log(1 + e^-x).
+
+    Weights and slopes, each of shape (B,), are what the leader modes come down to; without them this is the
+    DPO loss. A slope of alpha is label smoothing, as (1 - alpha) l(x) + alpha l(-x) = l(x) + alpha x.
+    """
+    losses = -F.logsigmoid(margins)
+    if weight is not None:
+        losses = weight * losses
+    if slope is not None:
+        losses = losses + slope * margins
+    return losses.mean()
+
+
+def dr_dpo_loss(margins: torch.Tensor, beta: float) -> torch.Tensor:
+    """Return -beta' log mean exp(-l / beta') over the batch: Dr. DPO (Wu et al., 2024, arXiv 2407.07880).
+
+    The adversary's opposite: pairs of high loss, taken for label errors, count less. As beta' grows it
+    becomes the DPO loss.
+    """
+    losses = -F.logsigmoid(margins)
+    return -beta * (torch.logsumexp(-losses / beta, 0) - math.log(losses.numel()))
+
+
+def extrapolated_log_probs(
+    logits: torch.Tensor, reference_logits: torch.Tensor, labels: torch.Tensor, strength: float
+) -> torch.Tensor:
+    """Log-probabilities of sequences under a policy exaggerated away from its reference, in nats.
+
+    The exaggerated policy has the logits (1 + strength) * logits - strength * reference_logits, which Spread
+    Preference Annotation (Kim et al., ICLR 2025, arXiv 2406.04412) takes for those of a stronger policy.
+
+    Parameters
+    ----------
+    logits, reference_logits : shape (B, T, V); position t predicts token t + 1.
+    labels : shape (B, T); -100 where a token does not count.
+
+    Returns
+    -------
+    Tensor, shape (B,)
+    """
+    exaggerated = (1 + strength) * logits[:, :-1].float() - strength * reference_logits[:, :-1].float()
+    counts = labels[:, 1:] != -100
+    tokens = labels[:, 1:].clamp(min=0)
+    log_probs = exaggerated.gather(-1, tokens[..., None])[..., 0] - exaggerated.logsumexp(-1)
+    return (log_probs * counts).sum(-1)

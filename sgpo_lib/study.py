@@ -1,0 +1,86 @@
+"""A study: which runs are compared with each other. It says what to run, not what came out.
+
+A study file is YAML in `params/studies/`: a params file, seeds, and variants, each a method with overrides.
+Variants with the same params file and method are the same runs in every study, and are run once.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sgpo_lib.params import METHODS
+from sgpo_lib.run import Run
+
+
+class Variant(BaseModel):
+    """One method as a study runs it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str = Field(description="a method, with a label where overrides make it another: 'ssapo+radius-0.1'")
+    name: str = Field("", description="in tables and figures; the method's where empty")
+    group: str = Field("", description="variants of one group are compared with that group's baselines")
+    params: str = Field("", description="a params file of its own, where the seed differs too")
+    overrides: dict[str, Any] = {}
+
+
+class Study(BaseModel):
+    """Variants, each run with every seed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    title: str = ""
+    claim: str = Field("", description="what the paper says, with its table or figure")
+    params: str
+    seeds: list[int] = Field(min_length=1)
+    baselines: list[str] = Field([], description="methods that every other variant of the group is compared with")
+    variants: list[Variant] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "Study":
+        runs = [(self.params_of(variant), variant.method) for variant in self.variants]
+        if len(set(runs)) < len(runs):
+            raise ValueError("two variants share a params file and a method, so they would share a folder: label one")
+        names = [(variant.group, self.label(variant)) for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError("two variants of one group share a name")
+        unknown = {variant.method.split("+")[0] for variant in self.variants} - set(METHODS)
+        if unknown:
+            raise ValueError(f"there is no method {', '.join(sorted(unknown))}; there are: {', '.join(METHODS)}")
+        missing = set(self.baselines) - {variant.method for variant in self.variants}
+        if missing:
+            raise ValueError(f"the baselines {', '.join(sorted(missing))} are not among the variants' methods")
+        return self
+
+    def params_of(self, variant: Variant) -> str:
+        """Return the params file of a variant."""
+        return variant.params or self.params
+
+    @staticmethod
+    def label(variant: Variant) -> str:
+        """Return what tables and figures call a variant."""
+        return variant.name or variant.method
+
+    def run(self, variant: Variant, seed: int) -> Run:
+        """Open one run of the study; creates nothing."""
+        return Run.open(self.params_of(variant), seed, variant.method, variant.overrides)
+
+
+def load_study(path: str | Path) -> Study:
+    """Read and validate a study file; its name is the file's.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError : naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise FileNotFoundError(f"There is no study {path}." + (f" There are: {there}." if there else ""))
+    try:
+        return Study(name=path.stem, **yaml.safe_load(path.read_text()))
+    except (ValidationError, yaml.YAMLError, TypeError) as error:
+        raise ValueError(f"{path} is not a study: {error}") from None
