@@ -14,19 +14,17 @@ from pathlib import Path
 
 from sgpo_lib.report import executed_notebook
 from sgpo_lib.run import STEPS
-from sgpo_lib.study import Study, Variant, load_study
+from sgpo_lib.study import find_study, study_of
 
 if "study" in config:
-    STUDY = load_study(config["study"])
+    STUDY = find_study(config["study"])
 else:
-    OVERRIDES = config.get("overrides", {})
-    OVERRIDES = json.loads(OVERRIDES) if isinstance(OVERRIDES, str) else OVERRIDES
-    PARAMS = config.get("params", "params/smollm2-135m.yaml")
-    STUDY = Study(
-        name=Path(PARAMS).stem,
-        params=PARAMS,
-        seeds=[int(seed) for seed in str(config.get("seeds", 0)).split(",")],
-        variants=[Variant(method=m, overrides=OVERRIDES) for m in str(config.get("methods", "ssapo")).split(",")],
+    overrides = config.get("overrides", {})
+    STUDY = study_of(
+        config.get("params", "params/smollm2-135m.yaml"),
+        [int(seed) for seed in str(config.get("seeds", 0)).split(",")],
+        str(config.get("methods", "ssapo")).split(","),
+        json.loads(overrides) if isinstance(overrides, str) else overrides,
     )
 THREADS = int(config.get("threads", workflow.cores))
 VARIANTS = {}
@@ -171,7 +169,14 @@ rule figures:
         run=execute(
             "07_paper_figures",
             Path(RUNS, "notebooks", f"07_paper_figures-{STUDY.name}.ipynb"),
-            {"study": STUDY.model_dump(mode="json"), "figures_dir": str(Path(FIGURES).parent)},
+            {
+                "study": config.get("study"),
+                "params_file": STUDY.params,
+                "seeds": STUDY.seeds,
+                "methods": [variant.method for variant in STUDY.variants],
+                "overrides": STUDY.variants[0].overrides,
+                "figures_dir": str(Path(FIGURES).parent),
+            },
         ),
         made_by=code_of("07_paper_figures"),
     message: "07 figures"

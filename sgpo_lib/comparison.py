@@ -4,12 +4,14 @@ The unit is the seed: prompts are averaged within a run, and intervals are Stude
 contain the luck of training. Methods are compared seed by seed, as they share the seed's pairs and prompts.
 """
 
+import time
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from sgpo_lib import follower
 from sgpo_lib.study import Study
 
 QUANTITIES = {
@@ -161,7 +163,7 @@ def pairs_of_rounds(study: Study) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def followers(study: Study) -> pd.DataFrame:
+def solved_followers(study: Study) -> pd.DataFrame:
     """Collect what the followers of a study found.
 
     Returns
@@ -184,3 +186,33 @@ def followers(study: Study) -> pd.DataFrame:
                     | {"seconds": record["seconds"]["follower"]}
                 )
     return pd.DataFrame(rows)
+
+
+def approximations(
+    margins: np.ndarray, radius: float, pieces: tuple[int, ...], group_sizes: tuple[int, ...]
+) -> pd.DataFrame:
+    """Compare the exact worst case of margins, shape (N,), with that of tangents and of groups: the paper's Table 4.
+
+    Returns
+    -------
+    DataFrame, a row per follower: `follower`, `value` (nats per pair), `lost` (the exact value less it) and the
+    `seconds` of the best of five solves.
+    """
+    low, high = follower.resolve_support(follower.RangeSupport(), margins)
+    solvers = {"exact": lambda: follower.worst_case(margins, radius, (low, high))}
+    for k in pieces:
+        loss = follower.piecewise(follower.tangents(k, (low, high)))
+        solvers[f"K = {k}"] = lambda loss=loss: follower.worst_case(margins, radius, (low, high), loss)
+    for size in group_sizes:
+        solvers[f"groups of {size}"] = lambda size=size: follower.grouped(margins, radius, size, (low, high))
+    rows = []
+    for name, solve in solvers.items():
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            worst = solve()
+            times.append(time.perf_counter() - start)
+        rows.append({"follower": name, "n_pairs": len(margins), "value": worst.value, "seconds": min(times)})
+    table = pd.DataFrame(rows)
+    table.insert(3, "lost", table["value"].iloc[0] - table["value"])
+    return table

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import sklearn
-from scipy import stats
 
 from sgpo_lib.judges import GoldJudge
 from sgpo_lib.policy import Policy, sequence_log_probs
@@ -145,29 +144,6 @@ def _fit_length_control(wins: np.ndarray, delta: np.ndarray, strength: float | N
 def _interval(mean: float, resampled: np.ndarray, confidence: float) -> dict[str, float]:
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
     return {"mean": float(mean), "low": float(low), "high": float(high)}
-
-
-def across_seeds(summaries: list[dict[str, Any]], confidence: float = 0.95) -> pd.DataFrame:
-    """Mean over seeds of every policy's quantities, with Student's t interval, which contains the training's luck.
-
-    Parameters
-    ----------
-    summaries : of the same policies, one per seed.
-
-    Returns
-    -------
-    DataFrame with `policy`, `quantity`, `mean`, `low`, `high` and `n_seeds`; no interval for a single seed.
-    """
-    rows = []
-    for policy, quantities in summaries[0].items():
-        for quantity in (name for name, value in quantities.items() if isinstance(value, dict)):
-            means = np.array([summary[policy][quantity]["mean"] for summary in summaries])
-            half = np.nan
-            if len(means) > 1:
-                half = stats.t.ppf((1 + confidence) / 2, len(means) - 1) * stats.sem(means)
-            mean = means.mean()
-            rows.append((policy, quantity, mean, mean - half, mean + half, len(means)))
-    return pd.DataFrame(rows, columns=["policy", "quantity", "mean", "low", "high", "n_seeds"])
 
 
 def summary_table(summary: dict[str, Any]) -> pd.DataFrame:

@@ -242,7 +242,8 @@ def load_params(params_file: str | Path, overrides: dict[str, Any] | None = None
     ------
     FileNotFoundError, ValueError : naming the file, each offending key, and the nearest valid one.
     """
-    path, root = _find(Path(params_file))
+    path = find_file(Path(params_file), "params")
+    root = next((parent.parent for parent in path.parents if parent.name == "params"), path.parent)
     values = _read(path)
     for key, value in (overrides or {}).items():
         _set(values, key, value)
@@ -281,19 +282,23 @@ def _laid_over(below: Any, above: Any) -> Any:
     return below | {key: _laid_over(below.get(key), value) for key, value in above.items()}
 
 
-def _find(path: Path) -> tuple[Path, Path]:
+def find_file(path: Path, kind: str) -> Path:
+    """Find a file in the working directory or above it, so that notebooks find it from wherever they run.
+
+    Raises
+    ------
+    FileNotFoundError : naming the files of its kind that there are.
+    """
     here = Path.cwd()
     for folder in (here, *here.parents):
         if (folder / path).is_file():
-            found = (folder / path).resolve()
-            root = next((parent.parent for parent in found.parents if parent.name == "params"), found.parent)
-            return found, root
+            return (folder / path).resolve()
     beside = next(
         (f for f in ((folder / path).parent for folder in (here, *here.parents)) if any(f.glob("*.yaml"))), here
     )
     available = sorted(file.name for file in beside.glob("*.yaml"))
     hint = f" There are: {', '.join(available)}." if available else ""
-    raise FileNotFoundError(f"No params file {str(path)!r} in {here} or the folders above it.{hint}")
+    raise FileNotFoundError(f"No {kind} file {str(path)!r} in {here} or the folders above it.{hint}")
 
 
 def _set(values: dict, key: str, value: Any) -> None:

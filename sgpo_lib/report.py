@@ -1,12 +1,15 @@
 """What finished runs have to say in figures/: their tables, timings and provenance, as files beside the pictures."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from sgpo_lib.run import Run, Step, environment
+from sgpo_lib.comparison import QUANTITIES
+from sgpo_lib.run import Run, Step
+from sgpo_lib.study import Study
 
 PARTS = ["load", "generate", "score", "follower", "train", "judge"]
 
@@ -43,20 +46,64 @@ def executed_notebook(step: Step) -> Path:
     return step.run.folder / "notebooks" / part / f"{step.notebook}{round_}.ipynb"
 
 
-def write(folder: Path, runs: list[Run], summary_table: pd.DataFrame, timing: pd.DataFrame) -> None:
-    """Write `results.json` (all summaries and metrics, with what made them), `timing.md` and, last, `summary.md`."""
+def made_with(run: Run, command: str) -> str:
+    """Return the sentence that says what made a table: command, machine and versions."""
+    environment = run.step("evaluation").record()["environment"]
+    packages = environment["packages"]
+    return (
+        f"Made by `{command}` on {environment['processor']}, {environment['cores']} cores; "
+        f"torch {packages['torch']}, trl {packages['trl']}."
+    )
+
+
+def write_run(folder: Path, run: Run, summary_table: pd.DataFrame, timing: pd.DataFrame) -> None:
+    """Write one run's `results.json` (summary, metrics, what made them), `timing.md` and, last, `summary.md`."""
     folder.mkdir(parents=True, exist_ok=True)
-    results = [_result(run) for run in runs]
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    result = _result(run)
+    (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     (folder / "timing.md").write_text(timing.round(1).to_markdown() + "\n")
-    made_with = environment(runs[0].params.root)
     note = (
-        f"{runs[0].method}, seed {runs[0].seed}; mean and 95% bootstrap interval over "
-        f"{results[0]['summary']['sft']['n_prompts']} held-out prompts. Made by `make reproduce` with "
-        f"`params/{runs[0].params.name}.yaml` on {made_with['processor']}, {made_with['cores']} cores; "
-        f"torch {made_with['packages']['torch']}, trl {made_with['packages']['trl']}."
+        f"{run.method}, seed {run.seed}; mean and 95% bootstrap interval over {result['summary']['sft']['n_prompts']} "
+        f"held-out prompts. {made_with(run, f'make reproduce PARAMS=params/{run.params.name}.yaml')}"
     )
     (folder / "summary.md").write_text(f"{summary_table.to_markdown()}\n\n{note}\n")
+
+
+def study_table(means: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
+    """Lay a study out as text, `mean [low, high]`: a row per variant, a column per quantity and baseline."""
+    digits = {"gold_reward_vs_sft": 3, "win_rate": 1, "length_controlled_win_rate": 1, "words": 1, "kl": 1}
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for row in means.itertuples():
+        text = _as_text(row, digits[row.quantity])
+        rows.setdefault((row.group, row.variant), {})[QUANTITIES[row.quantity]] = text
+        rows[row.group, row.variant]["seeds"] = str(row.n_seeds)
+    for row in differences.itertuples():
+        rows[row.group, row.variant][f"vs {row.baseline} (paired)"] = _as_text(row, 3, "+")
+    table = pd.DataFrame.from_dict(rows, orient="index").fillna("")
+    table.index = [f"{group}: {variant}" if group else variant for group, variant in rows]
+    seeds = table.pop("seeds")
+    return table.assign(seeds=seeds).rename_axis("variant")
+
+
+def _as_text(row: Any, digits: int, sign: str = "") -> str:
+    if math.isnan(row.low):
+        return f"{row.mean:{sign}.{digits}f}"
+    return f"{row.mean:{sign}.{digits}f} [{row.low:{sign}.{digits}f}, {row.high:{sign}.{digits}f}]"
+
+
+def write_study(folder: Path, study: Study, table: pd.DataFrame, verdicts: list[str]) -> None:
+    """Write a study's `summary.md`: the claim, the table, the findings and the command that made them."""
+    run = study.run(study.variants[0], study.seeds[0])
+    parts = [
+        f"**{study.title}**",
+        study.claim,
+        table.to_markdown(),
+        f"Means over {len(study.seeds)} seeds with 95% t intervals over seeds; differences are paired by seed and not "
+        "adjusted for their number.",
+        "\n".join(f"- {line}" for line in verdicts),
+        made_with(run, f"make study NAME={study.name}"),
+    ]
+    (folder / "summary.md").write_text("\n\n".join(part for part in parts if part) + "\n")
 
 
 def _result(run: Run) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sgpo_lib.params import METHODS
+from sgpo_lib.params import METHODS, find_file
 from sgpo_lib.run import Run
 
 
@@ -59,6 +59,11 @@ class Study(BaseModel):
         """Return the params file of a variant."""
         return variant.params or self.params
 
+    @property
+    def root(self) -> Path:
+        """The folder that `figures/` and runs are relative to."""
+        return self.run(self.variants[0], self.seeds[0]).params.root
+
     @staticmethod
     def label(variant: Variant) -> str:
         """Return what tables and figures call a variant."""
@@ -69,18 +74,26 @@ class Study(BaseModel):
         return Run.open(self.params_of(variant), seed, variant.method, variant.overrides)
 
 
-def load_study(path: str | Path) -> Study:
+def find_study(path: str | Path) -> Study:
     """Read and validate a study file; its name is the file's.
+
+    Parameters
+    ----------
+    path : a relative one is looked for in the working directory and then in its parents.
 
     Raises
     ------
     FileNotFoundError, ValueError : naming the file and what is wrong with it.
     """
-    path = Path(path)
-    if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise FileNotFoundError(f"There is no study {path}." + (f" There are: {there}." if there else ""))
+    found = find_file(Path(path), "study")
     try:
-        return Study(name=path.stem, **yaml.safe_load(path.read_text()))
+        values = yaml.safe_load(found.read_text())
+        return Study(name=found.stem, **values)
     except (ValidationError, yaml.YAMLError, TypeError) as error:
-        raise ValueError(f"{path} is not a study: {error}") from None
+        raise ValueError(f"{found} is not a study: {error}") from None
+
+
+def study_of(params_file: str, seeds: list[int], methods: list[str], overrides: dict[str, Any] | None = None) -> Study:
+    """Make the study that has no file: methods side by side, with the same params and overrides."""
+    variants = [Variant(method=method, overrides=overrides or {}) for method in methods]
+    return Study(name=Path(params_file).stem, params=params_file, seeds=seeds, variants=variants)

@@ -7,6 +7,7 @@ their own, `sgpo_lib.plots.follower` and `sgpo_lib.plots.regret`.
 
 from sgpo_lib.plots.evaluation import gains
 from sgpo_lib.plots.pairs import answers_by_policy, margins_and_agreement, self_labels_by_round, side_by_side
+from sgpo_lib.plots.studies import labels_by_decile, methods_compared, reward_against_kl, rounds_compared
 from sgpo_lib.plots.style import COLORS, new_figure, save_figure
 from sgpo_lib.plots.training import starting_margins, training_curves
 
@@ -14,8 +15,12 @@ __all__ = [
     "COLORS",
     "answers_by_policy",
     "gains",
+    "labels_by_decile",
     "margins_and_agreement",
+    "methods_compared",
     "new_figure",
+    "reward_against_kl",
+    "rounds_compared",
     "save_figure",
     "self_labels_by_round",
     "side_by_side",
