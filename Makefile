@@ -1,20 +1,26 @@
 PARAMS ?= params/smollm2-135m.yaml
 SEEDS ?= 0
 METHODS ?= ssapo
+NAME ?= main
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
-NAME = $(basename $(notdir $(PARAMS)))
+RUN = $(basename $(notdir $(PARAMS)))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export TOKENIZERS_PARALLELISM = false
 export PYTHONWARNINGS = ignore::FutureWarning
+# glibc returns every large tensor to the system and has the next one paged in again: a third of a training step.
+export MALLOC_MMAP_MAX_ = 0
+export MALLOC_TRIM_THRESHOLD_ = 100000000000
+export MALLOC_TOP_PAD_ = 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce figures test lab clean
+.PHONY: help setup reproduce study figures test lab clean
 
 help:  ## show this
 	@echo "make reproduce   the whole pipeline, from seed DPO to figures (PARAMS=$(PARAMS) SEEDS=$(SEEDS))"
+	@echo "make study       runs of many seeds held against each other (NAME=$(NAME); see params/studies/)"
 	@echo "make test        linter and tests"
 	@echo "make figures     draw figures/ again from the runs there are"
 	@echo "make lab         JupyterLab on the notebooks"
@@ -34,10 +40,16 @@ setup: .venv/.complete  ## create .venv with pinned dependencies
 reproduce: .venv/.complete  ## run everything that is not up to date
 	@snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress \
 		--config params=$(PARAMS) seeds=$(SEEDS) methods=$(METHODS)
-	@echo; cat figures/$(NAME)/summary.md; echo
-	@echo "executed notebooks  runs/$(NAME)/seed-*/notebooks/"
-	@echo "summary             $(foreach m,$(subst $(comma), ,$(METHODS)),runs/$(NAME)/seed-*/$(m)/evaluation/summary.json)"
-	@echo "figures             figures/$(NAME)/"
+	@echo; cat figures/$(RUN)/summary.md; echo
+	@echo "executed notebooks  runs/$(RUN)/seed-*/notebooks/"
+	@echo "summary             $(foreach m,$(subst $(comma), ,$(METHODS)),runs/$(RUN)/seed-*/$(m)/evaluation/summary.json)"
+	@echo "figures             figures/$(RUN)/"
+
+study: .venv/.complete  ## run a study, one thread a notebook and as many notebooks as cores
+	@snakemake --cores $(CORES) --rerun-incomplete --nolock --keep-going --quiet host progress \
+		--config study=params/studies/$(NAME).yaml threads=1
+	@echo; cat figures/studies/$(NAME)/summary.md; echo
+	@echo "figures             figures/studies/$(NAME)/"
 
 comma := ,
 

@@ -202,8 +202,10 @@ class Step:
 
     @property
     def label(self) -> str:
-        """How to make this step, for messages."""
+        """How to make this step, for messages; what all methods share is not made with every one of them."""
         where = "" if self.round is None else f" with round={self.round}"
+        if self.name == "evaluation" and not self.run.rounds:
+            where = ' with method="dpo"'
         return f"notebook {self.notebook}{where}"
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
@@ -103,12 +104,22 @@ class WeightedDPOTrainer(KnownReferencesTrainer):
             return self._batch_loss(margins)
         return weighted_logistic(margins, inputs["weight"], inputs["slope"])
 
-    def _compute_loss(self, model, inputs, return_outputs):
+    def _log_probs(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return log pi(y|x) of the chosen and then the rejected completions, in nats, shape (2 B,)."""
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        batch = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-        # TRL's fused head: per-token log-probabilities through the wrapped model, so FSDP and DeepSpeed see it.
-        log_probs = model(**batch, labels=labels, fused_lm_head=True, use_cache=False).log_probs.sum(dim=1)
-        chosen, rejected = log_probs.chunk(2)
+        batch = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
+        if labels.device.type != "cpu":
+            # TRL's fused head, through the wrapped model so that FSDP and DeepSpeed see it, never holds all logits.
+            return model(**batch, labels=labels, fused_lm_head=True).log_probs.sum(dim=1)
+        # Without its GPU kernel the fused head takes more than half of a step; a CPU has room for the logits.
+        first = int((labels != -100).int().argmax(dim=1).min())
+        logits = model(**batch, logits_to_keep=labels.shape[1] - first + 1).logits[:, :-1]
+        targets = labels[:, first:]
+        losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+        return -losses.view(targets.shape).sum(dim=1)
+
+    def _compute_loss(self, model, inputs, return_outputs):
+        chosen, rejected = self._log_probs(model, inputs).chunk(2)
         if "ref_chosen_logps" in inputs:
             ref_chosen, ref_rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         else:

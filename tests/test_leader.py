@@ -12,9 +12,10 @@ from trl.trainer import dpo_trainer
 
 from sgpo_lib import follower
 from sgpo_lib.annotation import rescore
-from sgpo_lib.leader import WeightedDPOTrainer, train, transport_rows, with_references
+from sgpo_lib.leader import Objective, objective, train, training_rows, transport_rows, with_references
 from sgpo_lib.params import LoraParams, ModelParams, TrainingParams
 from sgpo_lib.policy import Policy, sequence_log_probs
+from sgpo_lib.weighted_dpo import WeightedDPOTrainer
 
 BETA = 0.1
 TRAINING = TrainingParams(learning_rate=1e-2, num_train_epochs=3, per_device_train_batch_size=4, max_length=128)
@@ -66,7 +67,7 @@ def test_a_moved_row_is_its_pair_with_a_margin_lower_by_the_displacement():
 def test_an_idle_follower_leaves_plain_dpo_rows():
     pairs = _pairs(5, np.random.default_rng(1))
     rows = transport_rows(pairs, np.zeros(5), np.zeros(5), BETA)
-    pd.testing.assert_frame_equal(rows, pairs.assign(weight=1.0))
+    pd.testing.assert_frame_equal(rows, pairs.assign(weight=1.0, slope=0.0))
 
 
 def test_references_are_the_answering_policy_or_the_sft_model():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sgpo_lib.params import LoraParams, load_params
+from sgpo_lib.params import METHODS, LoraParams, load_params
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "params").glob("*.yaml"))
@@ -35,13 +35,18 @@ def write(tmp_path):
 
 # --- the shipped files
 
+# What a newcomer's file can do without: rivals, studies and other data than a file.
+_OPTIONAL = {"split", "seed_selection", "label_noise", "n_calibration", "n_pieces", "group_size", "engine"}
+
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_file_loads_and_leaves_no_section_or_size_to_defaults(path):
     params, written = load_params(path), yaml.safe_load(path.read_text())
-    assert set(written) == set(params.model_dump(mode="json")) - {"name"}
+    if "extends" in written:
+        return
+    assert set(written) == set(params.model_dump(mode="json")) - {"name", "annotation"}
     for section in ("data", "generation", "follower", "evaluation"):
-        assert set(written[section]) >= set(params.model_dump()[section]) - {"split"}
+        assert set(written[section]) >= set(params.model_dump()[section]) - _OPTIONAL
     assert {"name_or_path", "device", "dtype", "lora"} <= set(written["model"])
     assert {"mode", "reference", "accumulate"} <= set(written["leader"])
     for training in (written["seed_dpo"], written["leader"]):
@@ -121,10 +126,14 @@ def test_where_the_file_lies_cannot_be_set_in_it(key):
         ("beta", None, "valid number"),
         ("data.n_seed", 2.5, "valid integer"),
         ("data.n_seed", 0, "greater than or equal to 1"),
-        ("data.n_prompts", [], "at least 1 item"),
+        ("data.n_prompts", [0], "greater than or equal to 1"),
+        ("data.label_noise", 1.5, "less than or equal to 1"),
+        ("follower.radius", {"rule": "calibrated"}, "data.n_calibration"),
+        ("annotation.judge", "me", "'implicit'"),
         ("data.n_prompts", 96, "valid list"),
         ("generation.temperature", -0.7, "greater than 0"),
-        ("leader.mode", "pieces", "'transport'"),
+        ("leader.mode", "peices", "'transport'"),
+        ("leader.mode", "pieces", "follower.n_pieces"),
         ("leader.reference", "last", "'previous' or 'initial'"),
         ("leader.warmup_steps", -1, "greater than or equal to 0"),
         ("model.device", "gpu", "pattern"),
@@ -213,7 +222,34 @@ def test_an_adapter_can_be_switched_off_by_an_override():
 def test_flat_values_are_json_and_can_be_limited_to_sections(write):
     params = load_params(write(follower={"support": [-1.0, 1.0]}))
     assert json.loads(json.dumps(params.flat())) == params.flat()
-    assert set(params.flat(["beta", "follower"])) == {"beta", "follower.radius", "follower.support"}
+    keys = {"beta", "follower.radius", "follower.support", "follower.n_pieces", "follower.group_size"}
+    assert set(params.flat(["beta", "follower"])) == keys
+
+
+# --- files that extend others
+
+
+def test_extending_file_holds_only_what_differs(write):
+    path = write(follower={"radius": 0.03, "support": {"rule": "range", "tau": 0.2}})
+    more = path.with_name("more.yaml")
+    more.write_text("extends: mine.yaml\nfollower: {support: {rule: quantile, q: 0.1}}\ndata: {n_seed: 7}\n")
+    below, above = load_params(path), load_params(more)
+    assert (above.name, above.data.n_seed, above.follower.radius) == ("more", 7, 0.03)
+    assert above.follower.support.rule == "quantile"
+    assert above.data.model_copy(update={"n_seed": below.data.n_seed}) == below.data
+
+
+def test_extending_what_is_not_there_is_named(write):
+    path = write()
+    path.write_text("extends: nothing.yaml\n")
+    with pytest.raises(ValueError, match=r"extends 'nothing\.yaml'.*no such file"):
+        load_params(path)
+
+
+def test_every_method_is_valid_for_the_default_and_the_study_params():
+    for name in ("smollm2-135m", "study", "study-flipped"):
+        for method, overrides in METHODS.items():
+            assert load_params(ROOT / "params" / f"{name}.yaml", overrides), method
 
 
 # --- where the file is

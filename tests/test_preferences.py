@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from sgpo_lib import hub, preferences
+from sgpo_lib.params import DataParams
 from sgpo_lib.prompt_pool import builtin_prompts
 
 REAL_PAIRS = Path(__file__).parents[2] / "shared" / "data" / "gpt4_preferences_short.jsonl"
@@ -353,11 +354,34 @@ def test_farthest_point_refuses_embeddings_without_direction():
         preferences.farthest_point([[1.0, 2.0], [0.0, 0.0], [np.nan, 1.0]], 2, seed=0)
 
 
-@pytest.mark.parametrize("rule", ["random", "farthest-point"])
-def test_smaller_selection_is_part_of_the_larger(rule):
+def test_smaller_selection_is_part_of_the_larger():
     embeddings = np.random.default_rng(0).normal(size=(30, 4))
-    small, large = (preferences.select_seed(30, n, rule, seed=3, embeddings=embeddings) for n in (5, 12))
+    small, large = (preferences.farthest_point(embeddings, n, seed=3) for n in (5, 12))
     assert large[:5].tolist() == small.tolist()
+
+
+def test_seed_selected_by_farthest_point_is_found_again_by_its_ids_without_a_model():
+    params = DataParams(source="builtin", n_seed=6, n_prompts=[5], n_evaluation=4, seed_selection="farthest-point")
+
+    def embed(prompts):
+        return np.array([[len(p[-1]["content"]), p[-1]["content"].count("e") + 1] for p in prompts], float)
+
+    first = preferences.prepare(params, Path(), 0, embed)
+    again = preferences.prepare(params, Path(), 0, seed_ids=first.seed["prompt_id"])
+    pd.testing.assert_frame_equal(again.seed, first.seed)
+    pd.testing.assert_frame_equal(again.rounds[0], first.rounds[0])
+    assert not set(first.seed["prompt_id"]) & set(first.rounds[0]["prompt_id"])
+    with pytest.raises(ValueError, match="notebook 01"):
+        preferences.prepare(params, Path(), 0)
+
+
+def test_calibration_prompts_are_apart_and_stay_when_a_round_is_added():
+    data = preferences.load("builtin")
+    short, long = (preferences.split(data, 5, rounds, 5, 0, n_calibration=7) for rounds in ([4], [4, 4]))
+    pd.testing.assert_frame_equal(short.calibration, long.calibration)
+    ids = [key for part in (*parts_of(long), long.calibration) for key in part["prompt_id"]]
+    assert len(ids) == len(set(ids)) == 5 + 4 + 4 + 5 + 7
+    pd.testing.assert_frame_equal(long.seed, preferences.split(data, 5, [4], 5, 0).seed)
 
 
 # --- label noise

@@ -52,7 +52,8 @@ def make_round(run, t, content=0):
 
 def make_all(run):
     make(run.step("seed_dpo"))
-    for t in range(1, run.params.n_rounds + 1):
+    make(run.seed_only.step("evaluation"))
+    for t in run.rounds:
         make_round(run, t)
     make(run.step("evaluation"))
 
@@ -67,7 +68,7 @@ def make_all(run):
         (["seed_dpo"], ("follower", 1), "02_self_annotation with round=1"),
         (["seed_dpo", "annotation"], ("leader", 1), "03_dro_reweighting with round=1"),
         (["seed_dpo", "annotation", "follower"], ("annotation", 2), "04_weighted_training with round=1"),
-        (["seed_dpo", "annotation", "follower", "leader"], ("evaluation", None), "02_self_annotation with round=2"),
+        (["seed_dpo", "annotation", "follower", "leader"], ("evaluation", None), '05_evaluation with method="dpo"'),
     ],
 )
 def test_step_begun_before_its_inputs_names_the_notebook_to_run(open_run, done, step, notebook):
@@ -130,6 +131,7 @@ def test_params_that_no_input_reads_may_change(open_run, changed, step):
         make(run.step("annotation", 1))
         make(run.step("follower", 1))
     if step[0] == "evaluation":
+        make(run.seed_only.step("evaluation"))
         make(run.step("leader", 1))
         make_round(run, 2)
     open_run(**changed).step(*step).begin()
@@ -165,9 +167,11 @@ def test_seed_made_anew_makes_every_later_step_ask_for_the_first_one_it_spoils(o
     run = open_run()
     make_all(run)
     make(run.step("seed_dpo"), content=1)
-    for step in (run.step("follower", 1), run.step("leader", 2), run.step("evaluation")):
+    for step in (run.step("follower", 1), run.step("leader", 2)):
         with pytest.raises(ValueError, match="run notebook 02_self_annotation with round=1 again"):
             step.begin()
+    with pytest.raises(ValueError, match='run notebook 05_evaluation with method="dpo" again'):
+        run.step("evaluation").begin()
 
 
 def test_step_made_anew_with_the_same_result_spoils_nothing(open_run):
@@ -183,7 +187,8 @@ def test_accumulated_rounds_depend_on_all_earlier_pairs(open_run):
     make_round(run, 1)
     make(run.step("annotation", 2))
     record = run.step("annotation", 2).record()
-    assert set(record["inputs"]) == {"ssapo/round-1/leader.json", "ssapo/round-1/annotation.json"}
+    inputs = {"dpo/seed_dpo.json", "dpo/round-1-implicit/annotation.json", "ssapo/round-1/leader.json"}
+    assert set(record["inputs"]) == inputs
 
 
 def test_a_round_may_have_a_radius_of_its_own_but_not_another_within_it(open_run):
@@ -208,6 +213,7 @@ def test_step_begun_again_counts_as_incomplete_until_it_finishes(open_run):
 def test_checking_ten_rounds_takes_less_than_a_second(open_run):
     run = open_run(data__n_prompts=[4] * 10)
     make(run.step("seed_dpo"))
+    make(run.seed_only.step("evaluation"))
     for t in range(1, 11):
         for name in ("annotation", "follower", "leader"):
             step = run.step(name, t)
@@ -264,10 +270,10 @@ def test_unreadable_record_is_named(open_run, content):
 # --- whole or not at all
 
 
-@pytest.mark.parametrize("missing", ["pairs.parquet", "training_log.parquet", "policy"])
+@pytest.mark.parametrize("missing", ["prompts.parquet", "pairs.parquet", "training_log.parquet", "policy"])
 def test_step_cannot_finish_before_all_its_artefacts_are_written(open_run, missing):
     step = open_run().step("seed_dpo").begin()
-    for artefact in {"pairs.parquet", "training_log.parquet", "policy"} - {missing}:
+    for artefact in {"prompts.parquet", "pairs.parquet", "training_log.parquet", "policy"} - {missing}:
         with step.replacing(artefact) as path:
             path.write_text("x")
     with pytest.raises(RuntimeError, match=f"seed_dpo cannot finish: {re.escape(missing)} not written"):
@@ -397,6 +403,7 @@ def test_equal_contents_have_equal_hashes_and_others_do_not(open_run):
     def hashes(seed, x):
         step = open_run(seed=seed).step("seed_dpo").begin()
         step.save("pairs.parquet", table.assign(x=x))
+        step.save("prompts.parquet", table)
         step.save("training_log.parquet", table)
         with step.replacing("policy") as folder:
             folder.mkdir()
@@ -417,8 +424,8 @@ def test_tables_return_plain_lists_of_messages_and_tokens(open_run):
         {"prompt": [prompt, prompt[1:]], "ids": [[1, 2, 3], [4]], "text": ["a", ""], "x": [0.1, -1e-300]}
     )
     step = open_run().step("seed_dpo").begin()
-    step.save("pairs.parquet", table)
-    step.save("training_log.parquet", table)
+    for artefact in ("prompts.parquet", "pairs.parquet", "training_log.parquet"):
+        step.save(artefact, table)
     step.save("policy", {})
     step.finish()
     back = step.load("pairs.parquet")
@@ -451,11 +458,42 @@ def test_seed_differs_by_run_step_and_round_and_is_the_same_for_all_methods(open
         assert open_run(seed=key[0], method="ssapo+other").step(*key[1:]).seed == seed
 
 
-def test_methods_share_the_seed_policy_and_nothing_else(open_run):
+def test_methods_share_the_seed_policy_and_what_it_does_alone_and_nothing_else(open_run):
     one, two = open_run(), open_run(method="ssapo+mine")
-    assert one.step("seed_dpo").folder == two.step("seed_dpo").folder
-    for step in (("annotation", 1), ("leader", 2), ("evaluation", None)):
+    for shared in (("seed_dpo", None), ("annotation", 1)):
+        assert one.step(*shared).folder == two.step(*shared).folder
+    assert one.step("evaluation").inputs[0].folder == two.step("evaluation").inputs[0].folder
+    for step in (("annotation", 2), ("leader", 2), ("evaluation", None)):
         assert one.step(*step).folder != two.step(*step).folder
+
+
+def test_first_rounds_ranked_by_different_judges_lie_apart(open_run):
+    one, two = open_run(), open_run(method="iter-dpo")
+    assert one.step("annotation", 1).folder != two.step("annotation", 1).folder
+    assert one.step("annotation", 1).seed == two.step("annotation", 1).seed
+
+
+def test_seed_dpo_alone_has_no_rounds_and_its_evaluation_serves_every_method(open_run):
+    alone = open_run(method="dpo", data__n_prompts=[4, 4, 4])
+    assert list(alone.rounds) == []
+    make(alone.step("seed_dpo"))
+    make(alone.step("evaluation"))
+    assert open_run().step("evaluation").inputs[0].folder == alone.step("evaluation").folder
+    with pytest.raises(ValueError, match="label"):
+        open_run(method="dpo+mine")
+
+
+def test_a_leader_without_follower_does_not_wait_for_one(open_run):
+    run = open_run(method="spa")
+    make(run.step("seed_dpo"))
+    make(run.step("annotation", 1))
+    make(run.step("leader", 1))
+
+
+def test_the_shift_rule_reads_the_margins_of_the_round_before(open_run):
+    run = open_run(follower__radius={"rule": "shift"})
+    folders = [step.folder.name for step in run.step("follower", 2).inputs]
+    assert folders == ["round-2", "round-1-implicit"]
 
 
 def test_output_dir_moves_the_run_and_is_not_part_of_its_params(open_run, tmp_path):
