@@ -12,7 +12,7 @@ from trl.trainer import dpo_trainer
 
 from sgpo_lib import follower
 from sgpo_lib.annotation import rescore
-from sgpo_lib.leader import Objective, objective, train, training_rows, transport_rows, with_references
+from sgpo_lib.leader import train, transport_rows, with_references
 from sgpo_lib.params import LoraParams, ModelParams, TrainingParams
 from sgpo_lib.policy import Policy, sequence_log_probs
 from sgpo_lib.weighted_dpo import WeightedDPOTrainer

@@ -128,12 +128,10 @@ def test_where_the_file_lies_cannot_be_set_in_it(key):
         ("data.n_seed", 0, "greater than or equal to 1"),
         ("data.n_prompts", [0], "greater than or equal to 1"),
         ("data.label_noise", 1.5, "less than or equal to 1"),
-        ("follower.radius", {"rule": "calibrated"}, "data.n_calibration"),
         ("annotation.judge", "me", "'implicit'"),
         ("data.n_prompts", 96, "valid list"),
         ("generation.temperature", -0.7, "greater than 0"),
         ("leader.mode", "peices", "'transport'"),
-        ("leader.mode", "pieces", "follower.n_pieces"),
         ("leader.reference", "last", "'previous' or 'initial'"),
         ("leader.warmup_steps", -1, "greater than or equal to 0"),
         ("model.device", "gpu", "pattern"),
@@ -155,6 +153,7 @@ def test_bad_value_is_named_with_its_key(key, value, reason):
     *_, last = key.split(".")
     shown = value[last] if isinstance(value, dict) and last in value else value
     shown = value.get("q", value["rule"]) if isinstance(value, dict) else shown
+    shown = shown[0] if isinstance(shown, list) and len(shown) == 1 else shown
     named = [line for line in str(caught.value).splitlines() if f"'{key}" in line and repr(shown) in line]
     assert named, str(caught.value)
     assert reason in " ".join(named)
@@ -224,6 +223,24 @@ def test_flat_values_are_json_and_can_be_limited_to_sections(write):
     assert json.loads(json.dumps(params.flat())) == params.flat()
     keys = {"beta", "follower.radius", "follower.support", "follower.n_pieces", "follower.group_size"}
     assert set(params.flat(["beta", "follower"])) == keys
+
+
+# --- params that need each other
+
+
+@pytest.mark.parametrize(
+    ("overrides", "needed"),
+    [
+        ({"follower.radius": {"rule": "calibrated"}}, "data.n_calibration"),
+        ({"leader.mode": "pieces"}, "follower.n_pieces"),
+        ({"leader.mode": "envelope", "follower.group_size": 10}, "follower.group_size"),
+        ({"annotation.judge": "sentiment", "gold": None}, "set gold"),
+    ],
+)
+def test_what_a_param_needs_is_named(overrides, needed):
+    with pytest.raises(ValueError, match=f"cannot be used:\n  .*{needed}") as caught:
+        load_params(EMBEDDED, overrides)
+    assert "Value error" not in str(caught.value)
 
 
 # --- files that extend others

@@ -178,7 +178,7 @@ class WorstCase:
         }
 
     def _sum_over_moves(self, weights: np.ndarray) -> np.ndarray:
-        return np.bincount(self.moves.pair, weights, minlength=self.margins.size)
+        return np.bincount(self.moves.pair, weights, minlength=self.margins.size).astype(float)  # int if no moves
 
 
 def concatenate(parts: list[WorstCase], n_clipped: int) -> WorstCase:
