@@ -117,9 +117,9 @@ def paired_differences(
             other = final[(final["group"] == group) & (final["method"] == baseline)]
             if other.empty or other["variant"].iloc[0] == variant:
                 continue
-            pair = of_variant.set_index("seed")[[quantity]].join(other.set_index("seed")[quantity], rsuffix="_base")
-            difference = (pair[quantity] - pair[f"{quantity}_base"]).to_numpy()
-            rows.append((group, variant, other["variant"].iloc[0], *over_seeds(difference, confidence), len(pair)))
+            ours, theirs = of_variant.set_index("seed")[quantity], other.set_index("seed")[quantity]
+            difference = (ours - theirs.loc[ours.index]).to_numpy()
+            rows.append((group, variant, other["variant"].iloc[0], *over_seeds(difference, confidence), len(ours)))
     columns = ["group", "variant", "baseline", "mean", "low", "high", "p_value", "n_seeds"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -173,7 +173,7 @@ def train(
             "are of the whole answer: raise max_length, or shorten prompts or answers."
         )
     policy.make_trainable(seed)
-    _drop_trl_reference(policy)
+    drop_trl_reference(policy)
     objective = objective or Objective()
     columns = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps"]
     columns += [
@@ -187,7 +187,7 @@ def train(
     with (
         tempfile.TemporaryDirectory() as scratch,
         warnings.catch_warnings(),
-        _plain_attention_on_cpu(policy),
+        plain_attention_on_cpu(policy),
         _trackers_writing_to(log_folder),
     ):
         warnings.simplefilter("ignore", FutureWarning)  # arguments that transformers is about to rename
@@ -210,13 +210,13 @@ def train(
             **arguments,
         )
         trainer.train()
-    _drop_trl_reference(policy)
+    drop_trl_reference(policy)
     policy.model.eval()
     log = pd.DataFrame([entry for entry in trainer.state.log_history if "loss" in entry])
     return log.drop(columns=[name for name in log if name.startswith("total")])
 
 
-def _drop_trl_reference(policy: Policy) -> None:
+def drop_trl_reference(policy: Policy) -> None:
     """TRL keeps a copy of the adapter as a reference, also where reference log-probabilities are known."""
     if isinstance(policy.model, PeftModel) and "ref" in policy.model.peft_config:
         policy.model.delete_adapter("ref")
@@ -239,7 +239,7 @@ def _trackers_writing_to(folder: Path | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _plain_attention_on_cpu(policy: Policy) -> Iterator[None]:
+def plain_attention_on_cpu(policy: Policy) -> Iterator[None]:
     """On CPUs the backward pass of fused attention makes a step of short sequences a quarter slower."""
     model = policy.model.get_base_model() if isinstance(policy.model, PeftModel) else policy.model
     fused = model.config._attn_implementation

@@ -72,7 +72,7 @@ def tiny_model(tmp_path_factory) -> Path:
 
 def write_tiny_params(root: Path, model: Path) -> Path:
     """Write a complete params file for a tiny model to `root/params/`; its runs land in `root/runs/`."""
-    training = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "max_length": 128}
+    training = {"learning_rate": 1e-3, "per_device_train_batch_size": 4, "max_length": 128, "warmup_steps": 0}
     values = {
         "model": {
             "name_or_path": str(model),

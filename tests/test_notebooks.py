@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from conftest import write_tiny_params
 
-from sgpo_lib.run import Run
+from sgpo_lib.run import STEPS, Run
 
 REPOSITORY = Path(__file__).parent.parent
 
 
-def _snakemake(params_file: Path, *options: str, target: str = "figures") -> subprocess.Popen:
+def _snakemake(params_file: Path, *options: str, study: Path | None = None) -> subprocess.Popen:
     root = params_file.parent.parent
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = [
@@ -36,7 +36,7 @@ def _snakemake(params_file: Path, *options: str, target: str = "figures") -> sub
         "--nolock",
         *(options or ["--quiet"]),
         "--config",
-        f"params={params_file}",
+        f"study={study}" if study else f"params={params_file}",
     ]
     return subprocess.Popen(
         [*command, f"figures={root / 'figures'}", "threads=1"],
@@ -85,7 +85,7 @@ def test_the_graph_runs_every_notebook_and_leaves_summary_and_figures(finished):
     figures = {path.name for path in (root / "figures" / run.params.name).iterdir()}
     assert {"gains.png", "worst_case.png", "self_labels.png", "summary.md", "results.json", "timing.md"} <= figures
     executed = list(run.folder.rglob("notebooks/**/*.ipynb"))
-    assert len(executed) == 8
+    assert len(executed) == 9
     for notebook in executed:
         outputs = [o for cell in json.loads(notebook.read_text())["cells"] for o in cell.get("outputs", [])]
         assert not [o for o in outputs if o["output_type"] == "error"], notebook
@@ -97,13 +97,48 @@ def test_a_second_run_of_the_graph_does_nothing(finished):
     assert before == {path: path.stat().st_mtime_ns for path in finished.parent.parent.rglob("*.json")}
 
 
+@pytest.fixture(scope="module")
+def studied(finished) -> Path:
+    """The root of a finished run, after a study on the same params."""
+    root = finished.parent.parent
+    study = root / "params" / "studies" / "zero.yaml"
+    study.parent.mkdir()
+    one_round = {"data.n_prompts": [4]}
+    variants = [
+        {"method": "dpo"},
+        {"method": "self-dpo", "name": "plain", "overrides": one_round},
+        {"method": "ssapo+radius-0", "name": "zero", "overrides": one_round | {"follower.radius": 0}},
+    ]
+    study.write_text(json.dumps({"params": str(finished), "seeds": [0], "baselines": ["dpo"], "variants": variants}))
+    before = (root / "runs" / "tiny" / "seed-0" / "dpo" / "seed_dpo.json").stat().st_mtime_ns
+    _finish(_snakemake(finished, study=study))
+    assert before == (root / "runs" / "tiny" / "seed-0" / "dpo" / "seed_dpo.json").stat().st_mtime_ns
+    return root
+
+
+def test_radius_0_trains_exactly_the_policy_of_plain_self_annotated_dpo(studied):
+    folder = studied / "runs" / "tiny" / "seed-0"
+    plain, zero, initial = (
+        (folder / path / "policy" / "adapter_model.safetensors").read_bytes()
+        for path in ("self-dpo/round-1", "ssapo+radius-0/round-1", "dpo")
+    )
+    assert plain == zero != initial
+
+
+def test_a_study_leaves_its_tables_figures_and_raw_numbers(studied):
+    folder = studied / "figures" / "studies" / "zero"
+    names = {path.name for path in folder.iterdir()}
+    assert {"summary.md", "results.csv", "means.csv", "differences.csv", "compared.png", "rounds.png"} <= names
+    assert "one seed, so nothing can be said" in (folder / "summary.md").read_text()
+
+
 def test_figures_that_come_with_the_repository_do_not_stand_in_for_a_run(tiny_root):
     params_file = tiny_root("cloned")
     figures = params_file.parent.parent / "figures"
     (figures / "tiny").mkdir(parents=True)
     (figures / "tiny" / "summary.md").write_text("from another machine")
     (figures / "regret_constants.md").write_text("from another machine")
-    plan = _finish(_snakemake(params_file, "--dry-run", target="all"))
+    plan = _finish(_snakemake(params_file, "--dry-run"))
     for rule in ("seed_dpo", "annotation", "follower", "leader", "evaluation", "figures", "regret"):
         assert f"rule {rule}:" in plan or f"{rule} " in plan, rule
 
@@ -119,7 +154,7 @@ def test_killed_at_any_moment_the_graph_resumes_to_the_same_artefacts(finished, 
         process.wait()
         _kill_kernels(root)
         for record in root.rglob("*.json"):
-            if record.parent.name in ("dpo", "round-1", "round-2", "evaluation") and record.name != "summary.json":
+            if record.stem in STEPS:
                 for artefact in json.loads(record.read_text())["outputs"]:
                     _load(params_file, record, artefact)
     _finish(_snakemake(params_file))
@@ -128,7 +163,7 @@ def test_killed_at_any_moment_the_graph_resumes_to_the_same_artefacts(finished, 
 
 def _load(params_file: Path, record: Path, artefact: str) -> None:
     values = json.loads(record.read_text())
-    Run.open(params_file).step(values["step"], values["round"]).load(artefact)
+    Run.open(params_file, method=values["method"]).step(values["step"], values["round"]).load(artefact)
 
 
 def _kill_kernels(root: Path) -> None:
