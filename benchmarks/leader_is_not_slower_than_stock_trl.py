@@ -116,8 +116,8 @@ def main() -> None:
     print(f"Made by `python {Path(__file__).parent.name}/{Path(__file__).name}`:\n")
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"{policy.device.type}; torch {torch.__version__}, trl {trl.__version__}; {params.name}, steps of {pairs_a_step} "
-        f"pairs ({tokens_a_step:.0f} tokens), median of {len(seconds['leader'])} steps.\n"
+        f"{policy.device.type}; torch {torch.__version__}, trl {trl.__version__}; {params.name}, steps of "
+        f"{pairs_a_step} pairs ({tokens_a_step:.0f} tokens), median of {len(seconds['leader'])} steps.\n"
     )
     print("| trainer | seconds a step | tokens a second | times stock |\n|---|---:|---:|---:|")
     for kind in kinds:
