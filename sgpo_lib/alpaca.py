@@ -124,7 +124,7 @@ def read_annotations(file: Path | str) -> pd.DataFrame:
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(
-            f"no such file: {file.absolute()}. `alpaca_eval evaluate` writes it as annotations.json"
+            f"no such file: {file.absolute()}. alpaca-eval calls it annotations.json"
         )
     rows = _read_rows(file)
     problems = [f"  row {i}: {problem}" for i, row in enumerate(rows, 1) for problem in _problems(row)]

@@ -1,6 +1,7 @@
 """Tables that took long to make, kept in files that know what they were made from, so that a kill does not cost them.
 
-For what lies outside the steps of a run, such as answers to a public benchmark; a step's artefacts are `sgpo_lib.run`'s.
+For what lies outside the steps of a run, such as answers to a public benchmark; a step's artefacts are for
+`sgpo_lib.run`.
 """
 
 import contextlib
