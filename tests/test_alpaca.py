@@ -258,7 +258,7 @@ def test_instructions_come_from_a_local_file_of_any_models_outputs(tmp_path, res
 
 
 def test_instructions_of_a_silent_hub_say_what_to_do():
-    with pytest.raises(ConnectionError, match="no answer in this test.*give its path"):
+    with pytest.raises(ConnectionError, match=r"no answer in this test.*give its path"):
         alpaca.load_instructions()
 
 
