@@ -7,6 +7,7 @@ Nothing here generates, and no metric is computed here: see `sgpo_lib.policy` an
 import contextlib
 import json
 import math
+import shlex
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,18 @@ def write_outputs(file: Path, responses: pd.DataFrame, generator: str) -> Path:
     return file
 
 
+def command(model_outputs: Path, reference_outputs: Path) -> str:
+    """Return the command line by which alpaca-eval judges outputs against a baseline's.
+
+    The judge is alpaca-eval's default, GPT-4 Turbo with its key in `OPENAI_API_KEY`; `--annotators_config` takes
+    others. The annotations land beside `model_outputs`, in `<annotators_config>/annotations.json`. The metric is
+    named because the default one needs the hub, is computed before the annotations are saved, and takes any
+    instructions for AlpacaEval's; `win_rates` has the length-controlled one.
+    """
+    named = ["--model_outputs", str(model_outputs), "--reference_outputs", str(reference_outputs)]
+    return shlex.join(["alpaca_eval", "evaluate", *named, "--fn_metric", "get_winrate", "--sort_by", "win_rate"])
+
+
 def read_annotations(file: Path | str) -> pd.DataFrame:
     """Read the `annotations.json` that alpaca-eval leaves (or the same as JSON lines).
 
@@ -123,9 +136,7 @@ def read_annotations(file: Path | str) -> pd.DataFrame:
     """
     file = Path(file)
     if not file.is_file():
-        raise FileNotFoundError(
-            f"no such file: {file.absolute()}. alpaca-eval calls it annotations.json"
-        )
+        raise FileNotFoundError(f"no such file: {file.absolute()}. alpaca-eval calls it annotations.json")
     rows = _read_rows(file)
     problems = [f"  row {i}: {problem}" for i, row in enumerate(rows, 1) for problem in _problems(row)]
     if problems:
@@ -139,6 +150,13 @@ def read_annotations(file: Path | str) -> pd.DataFrame:
         if len(names) > 1:
             raise ValueError(f"{file}: {side} must be one model, but is {', '.join(names)}: use one file for each.")
     return annotations
+
+
+def n_outdated(annotations: pd.DataFrame, model_outputs: Path) -> int:
+    """Count annotations of answers that are not in `model_outputs` now, as after the policy was trained again."""
+    present = {(row["instruction"], row["output"]) for row in json.loads(model_outputs.read_bytes())}
+    judged = zip(annotations["instruction"], annotations["output_2"], strict=True)
+    return sum(answered not in present for answered in judged)
 
 
 def win_rates(annotations: pd.DataFrame) -> dict[str, Any]:

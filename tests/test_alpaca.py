@@ -251,6 +251,15 @@ def test_what_the_format_cannot_hold_is_refused_and_leaves_the_file_as_it_was(tm
     assert file.read_bytes() == before
 
 
+def test_annotations_of_other_answers_than_the_outputs_are_counted(tmp_path, responses, annotations):
+    mine = responses[responses["policy"] == "round-1"]
+    outputs = alpaca.write_outputs(tmp_path / "outputs.json", mine, "round-1")
+    assert alpaca.n_outdated(pd.DataFrame(annotations), outputs) == 0
+    annotations[0]["output_2"] += "!"
+    annotations[1]["instruction"] += "!"
+    assert alpaca.n_outdated(pd.DataFrame(annotations), outputs) == 2
+
+
 def test_instructions_come_from_a_local_file_of_any_models_outputs(tmp_path, responses):
     one = responses[responses["policy"] == "sft"]
     prompts = alpaca.load_instructions(str(alpaca.write_outputs(tmp_path / "outputs.json", one, "sft")))

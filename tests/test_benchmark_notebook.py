@@ -79,7 +79,7 @@ def test_with_nothing_given_it_exports_and_says_what_it_skipped(run, tmp_path):
     printed = _execute(run, tmp_path / "out.ipynb")
     folder = run.folder / "ssapo" / "benchmarks"
     for policy in ("sft", "dpo", "round-1", "round-2"):
-        rows = json.loads((folder / "alpaca" / policy / "outputs.json").read_text())
+        rows = json.loads((folder / "alpaca-held-out" / f"tiny-ssapo-{policy}" / "outputs.json").read_text())
         assert len(rows) == run.params.data.n_evaluation
         assert {row["generator"] for row in rows} == {f"tiny-ssapo-{policy}"}
     assert printed.count("alpaca_eval evaluate --model_outputs") == 3  # the SFT model is the baseline
@@ -92,7 +92,7 @@ def test_with_nothing_given_it_exports_and_says_what_it_skipped(run, tmp_path):
 def test_with_instructions_annotations_and_a_judge_it_leaves_both_benchmarks_results(run, tmp_path, endpoint):
     instructions = tmp_path / "instructions.jsonl"
     instructions.write_text("".join(json.dumps({"instruction": f"Say {i}."}) + "\n" for i in range(6)))
-    annotated = {"output_1": "a", "output_2": "b", "generator_1": "sft", "generator_2": "round-2"}
+    annotated = {"output_1": "a", "output_2": "b", "generator_1": "sft", "generator_2": "tiny-ssapo-round-2"}
     annotations = tmp_path / "annotations.json"
     annotations.write_text(json.dumps([annotated | {"instruction": f"{i}", "preference": 1 + i / 5} for i in range(6)]))
     write_package(tmp_path)
@@ -108,9 +108,10 @@ def test_with_instructions_annotations_and_a_judge_it_leaves_both_benchmarks_res
     results = json.loads((folder / "results.json").read_text())
     assert results["alpaca"][0]["win_rate"] == pytest.approx(50)
     assert results["alpaca"][0]["length_control"] == alpaca.MINIMAL
+    assert results["alpaca"][0]["n_outdated"] == 6
     assert list(results["mt_bench"]) == ["round-2"]
     assert results["mt_bench"]["round-2"]["score"] == {"mean": 7, "low": 7, "high": 7}
-    written = json.loads((folder / "alpaca" / "round-2" / "outputs.json").read_text())
+    written = json.loads((folder / "alpaca" / "tiny-ssapo-round-2" / "outputs.json").read_text())
     assert [row["instruction"] for row in written] == [f"Say {i}." for i in range(6)]
     kept = [folder / "alpaca-answers-round-2.parquet", folder / "mt_bench-answers-round-2.parquet"]
     before = [file.stat().st_mtime_ns for file in kept]
