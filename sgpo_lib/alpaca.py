@@ -22,6 +22,7 @@ from sgpo_lib.kept import replacing
 
 DATASET = "tatsu-lab/alpaca_eval"
 BASELINE_FILE = "alpaca_eval_gpt4_baseline.json"
+DIFFICULTIES_FILE = "df_gamed.csv"  # which `get_length_controlled_winrate` reads
 FULL, MINIMAL = "length_controlled_v1", "length_controlled_minimal"
 _PROBLEMS_SHOWN = 10
 
@@ -36,16 +37,10 @@ def baseline_file() -> Path:
     ------
     ConnectionError : if the hub does not answer and the file is not in its cache.
     """
-    from huggingface_hub import hf_hub_download
-
-    with _hub_or_cache() as silent:
-        try:
-            return Path(hf_hub_download(DATASET, BASELINE_FILE, repo_type="dataset"))
-        except OSError as error:
-            raise ConnectionError(
-                f"{BASELINE_FILE} of the hub dataset {DATASET} is not in reach ({silent or error}) nor in the local "
-                "cache. Download it where there is a connection, and give its path."
-            ) from error
+    try:
+        return _from_hub(BASELINE_FILE)
+    except ConnectionError as error:
+        raise ConnectionError(f"{error} Download it where there is a connection, and give its path.") from error
 
 
 def load_instructions(source: str = DATASET) -> pd.DataFrame:
@@ -212,18 +207,28 @@ def _full_length_control(judged: pd.DataFrame) -> tuple[str | None, dict[str, fl
     from alpaca_eval.metrics import get_length_controlled_winrate
 
     try:
-        positions = {row["instruction"]: i for i, row in enumerate(json.loads(baseline_file().read_bytes()))}
+        own = json.loads(_from_hub(BASELINE_FILE).read_bytes())
+        _from_hub(DIFFICULTIES_FILE)
     except ConnectionError as error:
-        return f"AlpacaEval's instruction difficulties are not in reach: {error}", {}
+        return str(error), {}
     # alpaca-eval itself takes the row number for the instruction, whatever the instruction is.
-    index = judged["instruction"].map(positions)
+    index = judged["instruction"].map({row["instruction"]: i for i, row in enumerate(own)})
     if index.isna().any():
         return f"{index.isna().sum()} of {len(index)} instructions are not AlpacaEval's, so have no difficulty.", {}
     with _hub_or_cache(), sklearn.config_context():
+        return None, get_length_controlled_winrate(judged.assign(index=index.astype(int)), save_weights_dir=None)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with _hub_or_cache() as silent:
         try:
-            return None, get_length_controlled_winrate(judged.assign(index=index.astype(int)), save_weights_dir=None)
+            return Path(hf_hub_download(DATASET, name, repo_type="dataset"))
         except OSError as error:
-            return f"AlpacaEval's instruction difficulties are not in reach: {error}", {}
+            raise ConnectionError(
+                f"{name} of the hub dataset {DATASET} is neither in reach ({silent or error}) nor in the local cache."
+            ) from error
 
 
 @contextlib.contextmanager

@@ -164,7 +164,7 @@ def cached_difficulties(hub_cache, annotations):
             "not_gamed_baseline": False,
         }
     )
-    gamed.to_csv(snapshot / "df_gamed.csv", index=False)
+    gamed.to_csv(snapshot / alpaca.DIFFICULTIES_FILE, index=False)
 
 
 @pytest.mark.filterwarnings("ignore")
