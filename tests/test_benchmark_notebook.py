@@ -28,6 +28,7 @@ def run(tiny_model, tmp_path_factory) -> Run:
     run = Run.open(params_file)
     policy = Policy.load(run.params.model)
     _complete(run.step("seed_dpo"), policy)
+    _complete(run.seed_only.step("evaluation"), policy)
     for t in (1, 2):
         for name in ("annotation", "follower", "leader"):
             _complete(run.step(name, t), policy)
