@@ -165,20 +165,29 @@ class Endpoint:
             asked = {pool.submit(self._ask, client, key, missing[key], stop): key for key in missing}
             try:
                 for done in as_completed(asked):
-                    answers[asked[done]] = done.result()
-                    progress.update()
+                    answer = done.result()
+                    if answer is not None:
+                        answers[asked[done]] = answer
+                        progress.update()
             except BaseException:
                 stop.set()
                 pool.shutdown(cancel_futures=True)  # what is under way is paid for: wait for it
                 raise
         return answers
 
-    def _ask(self, client: httpx2.Client, key: str, request: dict, stop: threading.Event) -> str:
-        """Ask until there is an answer, store and return it."""
+    def _ask(self, client: httpx2.Client, key: str, request: dict, stop: threading.Event) -> str | None:
+        """Ask until there is an answer, store and return it; None if stopped, as a failure stops all others."""
+        try:
+            return self._try(client, key, request, stop)
+        except _Failure:
+            stop.set()
+            raise
+
+    def _try(self, client: httpx2.Client, key: str, request: dict, stop: threading.Event) -> str | None:
         wait = 0.0
         for attempt in range(self.retries + 1):
             if stop.wait(wait):
-                raise _Failure("was not asked any more, because another request failed.")
+                return None
             reply, problem, retry_after = self._post(client, request)
             if reply is not None:
                 self._write(key, {"request": request, **reply})

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from huggingface_hub import constants
 from tqdm.auto import tqdm
 from transformers import (
     AutoModelForSequenceClassification,
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from sgpo_lib import hub
 from sgpo_lib.policy import choose_device, choose_dtype
 from sgpo_lib.preference_formats import user_text
 
@@ -32,7 +34,7 @@ class _Classifier:
     ----------
     model, tokenizer : as transformers loads them.
     batch_size : texts scored at once.
-    max_length : tokens; of longer texts the beginning is cut off, with a warning.
+    max_length : tokens, unless the tokenizer sets a lower limit; longer texts are cut, with a warning.
     """
 
     model: PreTrainedModel
@@ -58,10 +60,13 @@ class _Classifier:
         ValueError : if it has no trained head, or one with more than one output.
         """
         device = choose_device(device)
+        options: dict = {}
+        if not Path(name_or_path).exists():  # if the hub is silent, only its local cache is asked
+            options = {"revision": revision, "local_files_only": hub.why_silent(constants.ENDPOINT) is not None}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision)
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                name_or_path, revision=revision, dtype=choose_dtype(dtype, device), output_loading_info=True
+                name_or_path, dtype=choose_dtype(dtype, device), output_loading_info=True, **options
             )
         except OSError as error:
             raise ConnectionError(
@@ -70,9 +75,8 @@ class _Classifier:
             ) from error
         if report["missing_keys"]:
             raise ValueError(
-                f"{str(name_or_path)!r} holds no trained reward head (missing: "
-                f"{', '.join(sorted(report['missing_keys'])[:3])}), so its scores would be random. Name a model that was "
-                "saved as a sequence classifier."
+                f"{str(name_or_path)!r} holds no trained reward head ({', '.join(sorted(report['missing_keys'])[:3])} "
+                "missing), so its scores would be random. Name a model that was saved as a sequence classifier."
             )
         if model.config.num_labels != 1:
             raise ValueError(
@@ -80,24 +84,27 @@ class _Classifier:
             )
         return cls(model.to(device).eval(), tokenizer, batch_size, max_length)
 
+    def _encode(self, *texts, room: int | None = None) -> dict[str, list[int]]:
+        """Return the model's inputs for one row, whole or cut to `room` tokens."""
+        raise NotImplementedError
+
     @torch.inference_mode()
-    def _logits(self, encoded: Sequence[list[int]]) -> np.ndarray:
-        """Return the model's output for each sequence of token ids, shape (N,)."""
-        room = min(self.max_length, getattr(self.model.config, "max_position_embeddings", None) or self.max_length)
-        too_long = sum(len(ids) > room for ids in encoded)
+    def _logits(self, rows: Sequence[tuple]) -> np.ndarray:
+        """Return the model's output for each row of what `_encode` takes, shape (N,)."""
+        encoded = [self._encode(*row) for row in rows]
+        room = min(self.max_length, self.tokenizer.model_max_length)
+        too_long = [i for i, inputs in enumerate(encoded) if len(inputs["input_ids"]) > room]
         if too_long:
-            warnings.warn(
-                f"{too_long} of {len(encoded)} texts are longer than {room} tokens and lose their first ones.",
-                stacklevel=3,
-            )
-        encoded = [ids[-room:] for ids in encoded]
-        # Without a padding token classifiers of decoders take one sequence at a time; any other choice of one
-        # could move the position that they read the reward from.
-        can_pad = self.tokenizer.pad_token_id is not None and self.model.config.pad_token_id is not None
-        batch_size = self.batch_size if can_pad else 1
-        order = np.argsort([-len(ids) for ids in encoded], kind="stable")
-        logits = np.zeros(len(encoded))
-        with tqdm(total=len(encoded), desc="judge", unit="text") as progress:
+            warnings.warn(f"{len(too_long)} of {len(rows)} texts are longer than {room} tokens: cut.", stacklevel=3)
+        for i in too_long:
+            encoded[i] = self._encode(*rows[i], room=room)
+
+        # Classifiers of decoders read the reward at the last token that is not padding. Where the model names no
+        # such token, to choose one could move that place, so texts go in one by one.
+        batch_size = 1 if self.model.config.pad_token_id is None else self.batch_size
+        order = np.argsort([-len(inputs["input_ids"]) for inputs in encoded], kind="stable")
+        logits = np.zeros(len(rows))
+        with tqdm(total=len(rows), desc="judge", unit="text") as progress:
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
                 inputs = self._padded([encoded[i] for i in batch])
@@ -109,13 +116,16 @@ class _Classifier:
             )
         return logits
 
-    def _padded(self, sequences: list[list[int]]) -> dict[str, torch.Tensor]:
-        longest = max(map(len, sequences))
-        pad = self.model.config.pad_token_id or 0
-        ids = [[*sequence, *[pad] * (longest - len(sequence))] for sequence in sequences]
-        mask = [[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences]
-        device = self.model.device
-        return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+    def _padded(self, encoded: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        longest = max(len(inputs["input_ids"]) for inputs in encoded)
+        padding = dict.fromkeys(encoded[0], 0) | {"input_ids": self.model.config.pad_token_id or 0}
+        return {
+            name: torch.tensor(
+                [inputs[name] + [value] * (longest - len(inputs[name])) for inputs in encoded],
+                device=self.model.device,
+            )
+            for name, value in padding.items()
+        }
 
 
 class RewardModelJudge(_Classifier):
@@ -127,23 +137,24 @@ class RewardModelJudge(_Classifier):
 
     def score(self, prompts: Sequence[list[dict]], responses: Sequence[str]) -> np.ndarray:
         """Return the reward of each response, shape (N,), in the model's own units; higher is better."""
-        encoded = []
-        for prompt, response in zip(prompts, responses, strict=True):
-            if self.tokenizer.chat_template is None:
-                encoded.append(self.tokenizer(user_text(prompt), response)["input_ids"])
-            else:
-                conversation = [*prompt, {"role": "assistant", "content": response}]
-                encoded.append(self.tokenizer.apply_chat_template(conversation, return_dict=False))
-        return self._logits(encoded)
+        return self._logits(list(zip(prompts, responses, strict=True)))
+
+    def _encode(self, prompt: list[dict], response: str, room: int | None = None) -> dict[str, list[int]]:
+        if self.tokenizer.chat_template is None:
+            return dict(self.tokenizer(user_text(prompt), response, truncation=room is not None, max_length=room))
+        conversation = [*prompt, {"role": "assistant", "content": response}]
+        ids = self.tokenizer.apply_chat_template(conversation, return_dict=False)
+        ids = ids[-room:] if room else ids  # the reward is read at the end
+        return {"input_ids": ids, "attention_mask": [1] * len(ids)}
 
 
 class PairwiseRewardModelJudge(_Classifier):
     """Compares two answers that it reads together, as PairRM does (Jiang, Ren and Lin, ACL 2023).
 
-    Supported is a model with one output, the logit that the first answer is better, on the text
-    `<|source|>prompt<|candidate1|>first<|candidate2|>second`; one that transformers cannot load by itself is
-    loaded by its own package and given to the constructor. PairRM itself, whose weights could not be fetched
-    where this was written, has not been run.
+    Supported is a model with one output, the logit that the first answer is better. Its input is three encoded
+    texts in a row, `<|source|>prompt`, `<|candidate1|>first` and `<|candidate2|>second`. A model that transformers
+    cannot load by itself is loaded by its own package and given to the constructor. PairRM itself, whose weights
+    could not be fetched where this was written, has not been run.
     """
 
     def compare(self, prompts: Sequence[list[dict]], first: Sequence[str], second: Sequence[str]) -> pd.DataFrame:
@@ -155,15 +166,20 @@ class PairwiseRewardModelJudge(_Classifier):
         probabilities that it is better where it is read first and where it is read second.
         """
         rows = list(zip(prompts, first, second, strict=True))
-        texts = [self._text(p, a, b) for p, a, b in rows] + [self._text(p, b, a) for p, a, b in rows]
-        in_order, swapped = np.split(self._logits([self.tokenizer(text)["input_ids"] for text in texts]), 2)
+        logits = self._logits(rows + [(prompt, b, a) for prompt, a, b in rows])
+        in_order, swapped = np.split(logits, 2)
         table = pd.DataFrame({"in_order": _sigmoid(in_order), "swapped": _sigmoid(-swapped)})
         table.insert(0, "preference", (table["in_order"] + table["swapped"]) / 2)
         return table
 
-    @staticmethod
-    def _text(prompt: list[dict], first: str, second: str) -> str:
-        return f"<|source|>{user_text(prompt)}<|candidate1|>{first}<|candidate2|>{second}"
+    def _encode(self, prompt: list[dict], first: str, second: str, room: int | None = None) -> dict[str, list[int]]:
+        source = self._part("<|source|>" + user_text(prompt), room and room // 2)
+        left = room and (room - len(source)) // 2  # the same for both, or a cut would decide
+        ids = source + self._part("<|candidate1|>" + first, left) + self._part("<|candidate2|>" + second, left)
+        return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+
+    def _part(self, text: str, room: int | None) -> list[int]:
+        return self.tokenizer(text, truncation=room is not None, max_length=room)["input_ids"]
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
