@@ -141,7 +141,8 @@ class RewardModelJudge(_Classifier):
 
     def _encode(self, prompt: list[dict], response: str, room: int | None = None) -> dict[str, list[int]]:
         if self.tokenizer.chat_template is None:
-            return dict(self.tokenizer(user_text(prompt), response, truncation=room is not None, max_length=room))
+            cut = {"truncation": room is not None, "max_length": room}
+            return dict(self.tokenizer(user_text(prompt), response, return_attention_mask=True, **cut))
         conversation = [*prompt, {"role": "assistant", "content": response}]
         ids = self.tokenizer.apply_chat_template(conversation, return_dict=False)
         ids = ids[-room:] if room else ids  # the reward is read at the end
