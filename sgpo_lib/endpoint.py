@@ -37,7 +37,9 @@ class EndpointError(RuntimeError):
 
 
 class _Failure(Exception):
-    """What went wrong with one conversation, in words for people."""
+    """What went wrong with the conversation `key`, in words for people."""
+
+    key: str
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,10 @@ class Endpoint:
             and those under way, are in the cache.
         ValueError : if the API key cannot be one.
         """
-        if not re.fullmatch(r"[!-~]*", _api_key(self.api_key_variable)):
+        if not re.fullmatch(r"[!#-\[\]-~]*", _api_key(self.api_key_variable)):
             raise ValueError(
                 f"The environment variable {self.api_key_variable} does not hold an API key: there are spaces, line "
-                "breaks or letters outside ASCII in it."
+                "breaks, quotes, backslashes or letters outside ASCII in it."
             )
         requests = [self._request(list(messages)) for messages in conversations]
         keys = [_key(request) for request in requests]
@@ -120,11 +122,11 @@ class Endpoint:
             try:
                 answers |= self._ask_all(missing, n_known=len(answers))
             except _Failure as failure:
-                reason = str(failure)
+                reason = f"{failure}\nThat was conversation {keys.index(failure.key)}, counted from 0."
             if reason:  # raised out here, so that the error drags no chain of others behind it
                 n_safe = sum(self._read(key) is not None for key in distinct)
                 raise EndpointError(
-                    f"{self.url} (model {self.model!r}) {reason}\n{n_safe} of {len(distinct)} answers are safe in "
+                    f"{self.url} (model {self.model!r}) {reason} {n_safe} of {len(distinct)} answers are safe in "
                     f"{self.cache_dir}; run the same again, and only the missing ones are asked for."
                 )
         return [answers[key] for key in keys]
@@ -179,7 +181,8 @@ class Endpoint:
         """Ask until there is an answer, store and return it; None if stopped, as a failure stops all others."""
         try:
             return self._try(client, key, request, stop)
-        except _Failure:
+        except _Failure as failure:
+            failure.key = key
             stop.set()
             raise
 
@@ -238,6 +241,7 @@ class Endpoint:
             content = message.get("refusal") if content is None else content  # a refusal is an answer too
         except (KeyError, IndexError, TypeError, AttributeError):
             content, finish_reason = None, None
+        finish_reason = self._scrub(finish_reason) if isinstance(finish_reason, str) else None
         if not isinstance(content, str):
             self._count(**known)
             reason = f" (finish_reason {finish_reason!r}; 'length' asks for more max_tokens)" if finish_reason else ""
@@ -255,8 +259,10 @@ class Endpoint:
         return f"refuses the request. {problem}"
 
     def _excerpt(self, body: str, length: int = 300) -> str:
-        """Return the beginning of what a server sent, without the API key."""
-        text = " ".join(self._scrub(body).split())
+        """Return the beginning of what a server sent, without the API key, also where it is escaped or masked."""
+        with contextlib.suppress(ValueError):
+            body = json.dumps(json.loads(body), ensure_ascii=False)
+        text = re.sub(r"[\w-]*\*{3,}[\w-]*", "[masked]", " ".join(self._scrub(body).split()))
         return text if len(text) <= length else text[:length] + " ..."
 
     def _scrub(self, text: str) -> str:

@@ -58,7 +58,7 @@ def score_responses(responses: pd.DataFrame, comparer: Comparer) -> tuple[np.nda
     return np.where(played > 0, won / np.maximum(played, 1), 0.5), comparisons
 
 
-def audit(comparisons: pd.DataFrame) -> dict[str, float]:
+def audit(comparisons: pd.DataFrame) -> dict[str, float | None]:
     """Count what a comparer decided, and how far the order in which it was shown the answers decided for it.
 
     Returns
@@ -66,18 +66,21 @@ def audit(comparisons: pd.DataFrame) -> dict[str, float]:
     dict with `n_comparisons`; `ties` (share with preference 1/2); `orders_disagree`, the share of pairs readable
     in both orders whose preferred answer changes with the order; `prefers_shown_first`, the mean preference for
     the answer in first place, 1/2 without position bias; and `n_unreadable` of the `n_verdicts` that were asked
-    for: these count as ties. Shares of nothing are NaN.
+    for: these count as ties. Shares of nothing are None.
     """
     asked = comparisons[comparisons["asked"]] if "asked" in comparisons else comparisons
     in_order, swapped = asked["in_order"], asked["swapped"]
     both = asked[in_order.notna() & swapped.notna()]
     for_the_place = np.concatenate([in_order.dropna(), 1 - swapped.dropna()])
-    n_unreadable = int(in_order.isna().sum() + swapped.isna().sum())
     return {
         "n_comparisons": len(comparisons),
-        "ties": float((comparisons["preference"] == 0.5).mean()),
-        "orders_disagree": float(((both["in_order"] - 0.5) * (both["swapped"] - 0.5) < 0).mean()),
-        "prefers_shown_first": float(for_the_place.mean()) if len(for_the_place) else float("nan"),
+        "ties": _mean(comparisons["preference"] == 0.5),
+        "orders_disagree": _mean((both["in_order"] - 0.5) * (both["swapped"] - 0.5) < 0),
+        "prefers_shown_first": _mean(for_the_place),
         "n_verdicts": 2 * len(asked),
-        "n_unreadable": n_unreadable,
+        "n_unreadable": int(in_order.isna().sum() + swapped.isna().sum()),
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None

@@ -82,7 +82,7 @@ def test_replies_that_stay_unreadable_are_ties_and_counted_aloud(serve, tmp_path
     assert len(server.seen) == 1 + 2 * 3
     counts = audit(table)
     assert (counts["n_unreadable"], counts["n_verdicts"]) == (3, 4)
-    assert np.isnan(counts["orders_disagree"])
+    assert counts["orders_disagree"] is None
 
 
 @pytest.mark.parametrize(
