@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 _FIRST_WAIT = 1.0
 _LONGEST_BACK_OFF = 60.0
 _LONGEST_RETRY_AFTER = 600.0
+_LONGEST_CONNECT = 30.0
 
 # Servers without accounts are given words such as EMPTY for a key, which an answer may well contain.
 _SHORTEST_SECRET = 8
@@ -56,7 +57,8 @@ class Endpoint:
     model : as the server calls it.
     max_concurrency : requests under way at once.
     max_tokens : longest answer.
-    timeout : seconds without a byte from the server before a try is given up.
+    timeout : seconds without a byte from the server before a try is given up. Generous, because a server that is
+        merely slow goes on with what it was asked, and a second request for the same makes it slower.
     retries : further tries after a first one that failed for a reason that may pass.
     api_key_variable : environment variable of the API key, read with each request and kept nowhere; where it is
         not set, requests carry no key.
@@ -70,7 +72,7 @@ class Endpoint:
     max_concurrency: int = 8
     temperature: float = 0.0
     max_tokens: int = 512
-    timeout: float = 120.0
+    timeout: float = 600.0
     retries: int = 6
     api_key_variable: str = "OPENAI_API_KEY"
     price_per_million: tuple[float, float] | None = None
@@ -159,7 +161,7 @@ class Endpoint:
         stop = threading.Event()
         client = httpx2.Client(
             auth=_BearerFromEnvironment(self.api_key_variable),
-            timeout=httpx2.Timeout(self.timeout, pool=None),
+            timeout=httpx2.Timeout(self.timeout, connect=min(self.timeout, _LONGEST_CONNECT), pool=None),
             limits=httpx2.Limits(max_connections=self.max_concurrency),
         )
         bar = tqdm(total=n_known + len(missing), initial=n_known, desc="ask", unit="answer")

@@ -1,6 +1,5 @@
 """The client of chat endpoints: against real servers on loopback, no answer is lost, doubled, or leaks the key."""
 
-import contextlib
 import importlib.util
 import json
 import logging
@@ -11,10 +10,10 @@ import sys
 import threading
 import time
 import traceback
+import urllib.request
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
-import httpx2
 import pytest
 from chat_server import good, reply, servers
 
@@ -283,6 +282,14 @@ def test_an_endpoint_that_cannot_be_is_refused(tmp_path, options, says):
     assert "hidden" not in str(caught.value)
 
 
+def healthy(port):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
 @pytest.fixture(scope="module")
 def transformers_server(tiny_model):
     """Serve the tiny model with `transformers serve`; give the base url."""
@@ -297,10 +304,7 @@ def transformers_server(tiny_model):
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as server:
         try:
-            for _ in range(600):
-                with contextlib.suppress(httpx2.TransportError):
-                    if httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                        break
+            while not healthy(port):
                 if server.poll() is not None:
                     pytest.fail(server.stdout.read().decode()[-2000:])
                 time.sleep(0.1)
