@@ -1,0 +1,178 @@
+"""A language model behind an endpoint says which of two answers people would prefer.
+
+The question is alpaca-eval's own, read from the installed package (Li et al. 2023; Dubois et al. 2024, arXiv
+2404.04475). Each pair is asked in both orders, because judges favour a place (Wang et al. 2023, arXiv 2305.17926).
+"""
+
+import importlib.util
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from sgpo_lib.endpoint import Endpoint
+from sgpo_lib.preference_formats import user_text
+
+# Words. In a longer reply a lone "m" is as likely metres as a model.
+_LONGEST_SENTENCE = 20
+
+_REMINDER = "This is not the form that was asked for. Answer again in exactly that form, with nothing else."
+
+
+@dataclass(frozen=True)
+class LLMJudge:
+    """Pairwise preferences of the model behind an endpoint.
+
+    Attributes
+    ----------
+    endpoint : who is asked. Its `max_tokens` must hold the answer: a few for a classifier such as the default,
+        about 100 for a ranking, several hundred for a chain of thought.
+    annotator : folder of `alpaca_eval/evaluators_configs` whose prompt is used: one that asks for the better
+        model's name or for a ranking, as plain text. The default is the prompt of AlpacaEval 2.0; of the answer
+        the word is read, not its log-probability, which not every server tells.
+    n_tries : how often one verdict is asked for before it counts as a tie; later tries are told that the form
+        was wrong.
+    """
+
+    endpoint: Endpoint
+    annotator: str = "alpaca_eval_clf_gpt4_turbo"
+    n_tries: int = 3
+
+    def __post_init__(self):  # noqa: D105
+        if self.n_tries < 1:
+            raise ValueError(f"n_tries is {self.n_tries}, but a verdict takes at least one.")
+        _ = self._annotator  # a misspelt name is said now, not after the answers have been generated
+
+    def compare(self, prompts: Sequence[list[dict]], first: Sequence[str], second: Sequence[str]) -> pd.DataFrame:
+        """Ask which of two answers to each prompt is better, in both orders.
+
+        Parameters
+        ----------
+        prompts : N conversations.
+        first, second : N answers each, such as a policy's and the baseline's; `preference` is then the policy's
+            `win` of AlpacaEval, and its mean the win rate.
+
+        Returns
+        -------
+        DataFrame, N rows: `preference` for the first answer, the mean over the two orders, so 1 or 0 where they
+        agree and 1/2 where they do not; `in_order` and `swapped`, the preference for the first answer with each
+        order (1 or 0, NaN where no try could be read, which counts as 1/2); `asked`, False for two equal answers,
+        a tie by nature.
+
+        Warns
+        -----
+        UserWarning : with the number of verdicts that stayed unreadable.
+
+        Raises
+        ------
+        sgpo_lib.endpoint.EndpointError : if the endpoint fails; what it has answered is kept.
+        """
+        rows = list(zip(prompts, first, second, strict=True))
+        asked = np.array([a != b for _, a, b in rows], dtype=bool)
+        questions = [self._annotator.ask(p, a, b) for p, a, b in rows if a != b]
+        questions += [self._annotator.ask(p, b, a) for p, a, b in rows if a != b]
+        shown_first_wins = self._verdicts(questions)
+        in_order, shown_first_wins_swapped = np.split(shown_first_wins, 2)
+
+        table = pd.DataFrame({"preference": 0.5, "in_order": 0.5, "swapped": 0.5, "asked": asked})
+        table.loc[asked, "in_order"], table.loc[asked, "swapped"] = in_order, 1 - shown_first_wins_swapped
+        table["preference"] = (table["in_order"].fillna(0.5) + table["swapped"].fillna(0.5)) / 2
+        return table
+
+    @cached_property
+    def _annotator(self) -> "_Annotator":
+        return _Annotator.load(self.annotator)
+
+    def _verdicts(self, questions: list[list[dict]]) -> np.ndarray:
+        """Return for each question whether the answer shown first wins: 1 or 0, NaN if unreadable; shape (N,)."""
+        verdicts = np.full(len(questions), np.nan)
+        conversations = dict(enumerate(questions))
+        for _ in range(self.n_tries):
+            if not conversations:
+                break
+            replies = self.endpoint.complete(list(conversations.values()))
+            unread = {}
+            for (index, conversation), reply in zip(conversations.items(), replies, strict=True):
+                verdicts[index] = self._annotator.read(reply)
+                if np.isnan(verdicts[index]):
+                    answered = {"role": "assistant", "content": reply or "(no answer)"}
+                    unread[index] = [*conversation, answered, {"role": "user", "content": _REMINDER}]
+            conversations = unread
+        if conversations:
+            warnings.warn(
+                f"{len(conversations)} of {len(questions)} verdicts of {self.endpoint.model!r} could not be read in "
+                f"{self.n_tries} tries and count as ties.",
+                stacklevel=3,
+            )
+        return verdicts
+
+
+@dataclass(frozen=True)
+class _Annotator:
+    """A prompt of alpaca-eval: what it asks, and the names that it gives to the two answers."""
+
+    messages: tuple[tuple[str, str], ...]
+    names: tuple[str, str]
+
+    @classmethod
+    def load(cls, name: str) -> "_Annotator":
+        folder = Path(importlib.util.find_spec("alpaca_eval").submodule_search_locations[0], "evaluators_configs")
+        file = folder / name / "configs.yaml"
+        config = yaml.safe_load(file.read_text())[name] if file.exists() else {}
+        options = config.get("completion_parser_kwargs", {})
+        if config.get("fn_completion_parser") == "logprob_parser":
+            names = tuple(options["denominator_tokens"])
+        elif config.get("fn_completion_parser") == "ranking_parser":
+            first = options.get("model_1_name", "model_1")
+            names = (first, {"model_1": "model_2", "m": "M"}.get(first, ""))
+        else:
+            names = ()
+        template = (folder / config["prompt_template"]).read_text() if names else ""
+        messages = re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", template, flags=re.DOTALL)
+        if not (messages and all(names)):
+            raise ValueError(
+                f"{name!r} is not an annotator that can be used here: choose a folder of {folder} whose prompt is in "
+                "ChatML and whose configs.yaml has fn_completion_parser ranking_parser or logprob_parser, such as "
+                "'alpaca_eval_clf_gpt4_turbo', 'alpaca_eval_clf_cot_gpt4_turbo' or 'alpaca_eval_gpt4'."
+            )
+        return cls(tuple((role, text.strip()) for role, text in messages), names)
+
+    def ask(self, prompt: list[dict], first: str, second: str) -> list[dict]:
+        """Fill the prompt in. All at once and after its messages are told apart, so no answer can act as markup."""
+        values = {"instruction": _instruction(prompt), "output_1": first, "output_2": second}
+        return [
+            {"role": role, "content": re.sub(r"\{(instruction|output_1|output_2)\}", lambda m: values[m[1]], text)}
+            for role, text in self.messages
+        ]
+
+    def read(self, reply: str) -> float:
+        """Return 1 if the reply prefers the first answer, 0 if the second, NaN if it cannot be told.
+
+        Read are a ranking of both names, wherever it stands in the reply; a last line that is a bare name, which
+        is all of a short reply and the end of a chain of thought; or a short sentence in which only one occurs.
+        """
+        names = "|".join(map(re.escape, self.names))
+        ranked = re.findall(rf"""model["']?\s*:\s*["']?({names})["']?\s*,\s*["']?rank["']?\s*:\s*["']?(\d+)""", reply)
+        if ranked:
+            ranks = dict(ranked)
+            clear = len(ranked) == len(ranks) == len(set(ranks.values())) == 2
+            return float(int(ranks[self.names[0]]) < int(ranks[self.names[1]])) if clear else np.nan
+        last_line = reply.strip().rpartition("\n")[2].strip(" \t`\"'*.")
+        if last_line in self.names:
+            return float(last_line == self.names[0])
+        said = set(re.findall(rf"(?<![\w'’-])({names})(?![\w'’-])", reply))
+        is_sentence = len(reply.split()) <= _LONGEST_SENTENCE
+        return float(self.names[0] in said) if is_sentence and len(said) == 1 else np.nan
+
+
+def _instruction(prompt: list[dict]) -> str:
+    """Return the user's text, or the whole conversation where there was more than that."""
+    if len(prompt) == 1:
+        return user_text(prompt)
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
