@@ -1,0 +1,208 @@
+"""Generation by vLLM: the same table as `sgpo_lib.policy.generate`, faster where there is a GPU.
+
+Not run on a GPU where it was written: what was run is the conversion of vLLM's outputs, the log-probabilities and
+the check against the policy, with a stand-in for vLLM that gives the tokens of the real `generate` on a small model.
+Written for vLLM 0.11 and later.
+"""
+
+import contextlib
+import gc
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from peft import PeftModel
+
+from sgpo_lib.policy import Policy, sequence_log_probs
+
+# The ranks that vLLM has kernels for (vllm.config.lora.MaxLoRARanks).
+_LORA_RANKS = [1, 8, 16, 32, 64, 128, 256, 320, 512]
+
+# Share of the GPU's memory that vLLM leaves to scoring, beside what the policy already holds.
+_LEFT_FOR_SCORING = 0.1
+
+# Nats per token. Rounding of two implementations in bfloat16 stays well below it, another temperature does not.
+_TOLERANCE = 0.1
+
+
+@contextlib.contextmanager
+def generator(policy: Policy) -> Iterator[Callable[..., pd.DataFrame]]:
+    """Give a function with the signature and the results of `sgpo_lib.policy.generate`, for this policy alone.
+
+    vLLM starts at its first call and gives the GPU back at the end of the block. An adapter is served on its
+    base model as it is in memory; a policy without adapter from the folder that it was loaded from.
+
+    Two things differ from `generate`: `batch_size` only bounds the scoring, because vLLM batches by itself; and
+    each (prompt, sample) still has a random stream of its own, but which tokens it draws may change with the
+    batch's rounding, so that a repeated run is close to the first, not equal.
+
+    Raises
+    ------
+    ImportError : if vLLM is not installed; says how to do without.
+    RuntimeError : from the function, if vLLM answers with another law than the policy's.
+    """
+    vllm = _import_vllm()
+    with tempfile.TemporaryDirectory(prefix="sgpo-adapter-") as folder:
+        engine = _Engine(vllm, policy, Path(folder))
+        try:
+            yield engine.generate
+        finally:
+            engine.close()
+
+
+class _Engine:
+    def __init__(self, vllm: SimpleNamespace, policy: Policy, folder: Path):
+        self.vllm, self.policy, self.folder = vllm, policy, folder
+        self.llm = self.adapter = None
+
+    def generate(
+        self,
+        policy: Policy,
+        prompts: Sequence[list[dict]],
+        n_samples: int,
+        seed: int,
+        temperature: float,
+        max_new_tokens: int,
+        max_prompt_length: int | None = None,
+        batch_size: int = 64,
+        first_index: int = 0,
+    ) -> pd.DataFrame:
+        if policy is not self.policy:
+            raise ValueError("This generator serves another policy; open one for each policy.")
+        is_first = self.llm is None
+        if is_first:
+            self._start()
+        prompt_ids = policy.encode_prompts(prompts, max_prompt_length)
+        jobs = [(index, sample) for index in range(len(prompts)) for sample in range(n_samples)]
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": prompt_ids[index]} for index, _ in jobs],
+            [
+                self.vllm.SamplingParams(
+                    temperature=temperature,
+                    max_tokens=max_new_tokens,
+                    stop_token_ids=policy.stop_tokens,
+                    seed=_stream(seed, first_index + index, sample),
+                    logprobs=0,  # of the drawn token alone
+                    detokenize=False,
+                )
+                for index, sample in jobs
+            ],
+            lora_request=self.adapter,
+        )
+        jobs = [(first_index + index, sample) for index, sample in jobs]
+        responses = to_responses(policy, jobs, outputs, batch_size)
+        if is_first:
+            check_law(policy, responses, temperature)
+        return responses
+
+    def _start(self) -> None:
+        model = self.policy.model
+        is_adapter = isinstance(model, PeftModel)
+        source = (model.get_base_model() if is_adapter else model).name_or_path
+        options: dict[str, Any] = {}
+        if is_adapter:
+            self.policy.save(self.folder)
+            self.adapter = self.vllm.LoRARequest("policy", 1, str(self.folder))
+            rank = next(rank for rank in _LORA_RANKS if rank >= model.peft_config["default"].r)
+            options = {"enable_lora": True, "max_lora_rank": rank}
+        if torch.cuda.is_available():
+            free, total = torch.cuda.mem_get_info(self.policy.device)
+            options["gpu_memory_utilization"] = round(free / total - _LEFT_FOR_SCORING, 2)
+        self.llm = self.vllm.LLM(
+            model=source,
+            revision=None if Path(source).exists() else self.policy.params.revision,
+            dtype=str(model.dtype).removeprefix("torch."),
+            logprobs_mode="processed_logprobs",  # after the temperature: the law that tokens are drawn from
+            generation_config="vllm",  # the model's own defaults would bend that law
+            **options,
+        )
+
+    def close(self) -> None:
+        self.llm = None  # its engine is a process of its own, which ends with the object
+        gc.collect()
+
+
+def to_responses(
+    policy: Policy, jobs: Sequence[tuple[int, int]], outputs: Sequence[Any], batch_size: int = 64
+) -> pd.DataFrame:
+    """Turn vLLM's outputs into the table of `sgpo_lib.policy.generate`.
+
+    `sampling_log_prob` is vLLM's own, the law that the tokens were drawn from. `log_prob` is scored by the policy:
+    vLLM gives one law of the two, and an implicit reward is the small difference of two large numbers, which
+    should both come from one implementation (`annotation.with_implicit_rewards` scores the reference).
+
+    Parameters
+    ----------
+    jobs : (prompt_index, sample) of each output, in the order of the rows.
+    outputs : `vllm.RequestOutput` of one sample each, asked for with `logprobs=0`.
+
+    Raises
+    ------
+    RuntimeError : if an output was aborted, or lacks the token that ended it.
+    """
+    rows = []
+    for (index, sample), output in zip(jobs, outputs, strict=True):
+        drawn = output.outputs[0]
+        ids = list(drawn.token_ids)
+        finished = bool(ids) and ids[-1] in policy.stop_tokens
+        if drawn.finish_reason != ("stop" if finished else "length"):
+            raise RuntimeError(
+                f"vLLM ended sample {sample} of prompt {index} by {drawn.finish_reason!r} after {len(ids)} tokens, the "
+                f"last of them {'a' if finished else 'no'} stop token. This version of vLLM does not fit; use "
+                "generation.engine: transformers."
+            )
+        rows.append(
+            {
+                "prompt_index": index,
+                "sample": sample,
+                "response": policy.tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True).strip(),
+                "prompt_ids": list(output.prompt_token_ids),
+                "response_ids": ids,
+                "finished": finished,
+                "log_prob": 0.0,
+                "sampling_log_prob": float(drawn.cumulative_logprob),
+            }
+        )
+    responses = pd.DataFrame(rows)
+    scores = sequence_log_probs(policy, responses["prompt_ids"], responses["response_ids"], batch_size=batch_size)
+    return responses.assign(log_prob=scores)
+
+
+def check_law(policy: Policy, responses: pd.DataFrame, temperature: float, n: int = 32) -> None:
+    """Check on the first `n` responses that vLLM draws from the policy, adapter and temperature included.
+
+    Raises
+    ------
+    RuntimeError : if the log-probabilities of the two differ by more than rounding.
+    """
+    first = responses.head(n)
+    scores = sequence_log_probs(policy, first["prompt_ids"], first["response_ids"], temperature=temperature)
+    per_token = np.abs(first["sampling_log_prob"] - scores) / first["response_ids"].map(len)
+    if not per_token.median() <= _TOLERANCE:
+        raise RuntimeError(
+            f"vLLM's log-probabilities differ from the policy's by {per_token.median():.2f} nats per token, where "
+            f"rounding stays below {_TOLERANCE}: it serves other weights, or reports another temperature. Update vLLM, "
+            "save a policy that was trained in memory before it answers, or use generation.engine: transformers."
+        )
+
+
+def _stream(seed: int, index: int, sample: int) -> int:
+    """Seed of the random stream of one (prompt, sample)."""
+    return int(np.random.SeedSequence([seed, index, sample]).generate_state(1)[0])
+
+
+def _import_vllm() -> SimpleNamespace:
+    try:
+        from vllm import LLM, SamplingParams
+        from vllm.lora.request import LoRARequest
+    except ImportError as error:
+        raise ImportError(
+            f"generation.engine is 'vllm', but vLLM cannot be imported ({error}). Install it where there is a GPU "
+            "(pip install 'sgpo-lib[vllm]'), or set generation.engine: transformers."
+        ) from error
+    return SimpleNamespace(LLM=LLM, SamplingParams=SamplingParams, LoRARequest=LoRARequest)
