@@ -1,8 +1,8 @@
 """Generation by vLLM: the same table as `sgpo_lib.policy.generate`, faster where there is a GPU.
 
-Not run on a GPU where it was written: what was run is the conversion of vLLM's outputs, the log-probabilities and
-the check against the policy, with a stand-in for vLLM that gives the tokens of the real `generate` on a small model.
-Written for vLLM 0.11 and later.
+It has not been run on a GPU where it was written; run instead was all of it but vLLM itself, with a stand-in that
+serves a small model from the same arguments, each of which was found in the source of vLLM 0.33.0.
+Knows how vLLM is asked and what it answers; the law of the policy, and all that is done with answers, is elsewhere.
 """
 
 import contextlib
@@ -203,6 +203,6 @@ def _import_vllm() -> SimpleNamespace:
     except ImportError as error:
         raise ImportError(
             f"generation.engine is 'vllm', but vLLM cannot be imported ({error}). Install it where there is a GPU "
-            "(pip install 'sgpo-lib[vllm]'), or set generation.engine: transformers."
+            "(pip install vllm), or set generation.engine: transformers."
         ) from error
     return SimpleNamespace(LLM=LLM, SamplingParams=SamplingParams, LoRARequest=LoRARequest)
