@@ -169,11 +169,24 @@ def test_policy_without_adapter_is_served_from_its_folder(tiny_model, vllm):
     )
 
 
-@pytest.mark.parametrize("fault", ["serves_adapters", "reports_temperature"])
-def test_answers_of_another_law_than_the_policys_are_refused(policy, vllm, fault):
-    setattr(vllm, fault, False)
-    with pytest.raises(RuntimeError, match=r"nats per token.*engine: transformers"):
+def test_another_temperature_than_the_one_asked_for_is_noticed(policy, vllm):
+    vllm.reports_temperature = False
+    with pytest.raises(RuntimeError, match=r"nats per token apart.*engine: transformers"):
         annotation.respond(policy, PROMPTS, GENERATION, seed=0)
+
+
+@pytest.mark.parametrize("size", [0.3, 0.03])
+def test_a_missing_adapter_is_noticed_also_where_it_changes_little(tiny_model, vllm, size):
+    vllm.serves_adapters = False
+    with pytest.raises(RuntimeError, match=r"log-probabilities are not the policy's.*engine: transformers"):
+        annotation.respond(load(tiny_model, size), PROMPTS, GENERATION, seed=0)
+
+
+def test_a_fresh_adapter_that_changes_nothing_is_no_reason_to_complain(tiny_model, vllm):
+    policy = load(tiny_model, size=0)
+    policy.make_trainable(0)
+    policy.model.eval()
+    assert len(annotation.respond(policy, PROMPTS, GENERATION, seed=0)) == 2 * len(PROMPTS)
 
 
 def test_without_vllm_people_are_told_what_to_do(policy, monkeypatch):
