@@ -35,8 +35,8 @@ def respond(
     ----------
     prompts : N rows with `prompt_id` and `prompt` (a list of chat messages).
     shards : folder in which the responses are kept, `shard_size` prompts a file, until all are there: a killed
-        call that is made again loses at most one file's work. Several policies may share it. The tokens drawn
-        do not depend on the shards; the log-probabilities do as on the batch, by rounding.
+        call that is made again loses at most one file's work. Several policies may share it. Shards change
+        responses as little as `batch_size` does: log-probabilities by their rounding.
 
     Returns
     -------
@@ -60,8 +60,8 @@ def respond(
 
 
 def _digest(policy: Policy) -> str:
-    """Hash of all weights and of the tokenizer: equal for policies that answer alike."""
-    digest = hashlib.sha256(str(policy.tokenizer.chat_template).encode())
+    """Hash of all weights, of how the adapter's are scaled, and of the chat template."""
+    digest = hashlib.sha256(f"{policy.params.lora} {policy.tokenizer.chat_template}".encode())
     for name, tensor in policy.model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy())
