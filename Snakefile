@@ -42,6 +42,14 @@ EVALUATIONS = [
 REGRET_NOTEBOOK = f"{RUNS}/notebooks/06_regret_bounds.ipynb"
 FIGURES_DIR = config.get("figures", "figures")
 FIGURES = f"{FIGURES_DIR}/studies/{STUDY.name}" if "study" in config else f"{FIGURES_DIR}/{STUDY.name}"
+DRAWN = {
+    "study": config.get("study"),
+    "params_file": STUDY.params,
+    "seeds": STUDY.seeds,
+    "methods": [variant.method for variant in STUDY.variants],
+    "overrides": STUDY.variants[0].overrides,
+    "figures_dir": str(Path(FIGURES).parent),
+}
 
 
 wildcard_constraints:
@@ -84,14 +92,20 @@ def needs(name):
 def papermill(name):
     """The command that executes a step's notebook; the executed copy stays in the run, also when it fails."""
 
-    def command(w):
+    def command(w, output):
         made, variant = step(name, w), variant_of(w)
         values = {"params_file": STUDY.params_of(variant), "overrides": variant.overrides, "seed": made.run.seed}
         values |= {} if name == "seed_dpo" else {"method": made.run.method}
         values |= {} if made.round is None else {"round": made.round}
-        return execute(made.notebook, executed_notebook(made), values)
+        return hand_in(execute(made.notebook, executed_notebook(made), values), [made.record_file], output)
 
     return command
+
+
+def hand_in(command, files, output):
+    """Where a storage provider stands between the graph and the files (Kubernetes), give it its copies of them."""
+    copies = [f"cp {file} {copy}" for file, copy in zip(files, output, strict=True) if Path(file) != Path(copy)]
+    return " && ".join([command, *copies])
 
 
 def execute(notebook, executed, values):
@@ -166,17 +180,10 @@ rule figures:
     input: EVALUATIONS
     output: f"{FIGURES}/summary.md"
     params:
-        run=execute(
-            "07_paper_figures",
-            Path(RUNS, "notebooks", f"07_paper_figures-{STUDY.name}.ipynb"),
-            {
-                "study": config.get("study"),
-                "params_file": STUDY.params,
-                "seeds": STUDY.seeds,
-                "methods": [variant.method for variant in STUDY.variants],
-                "overrides": STUDY.variants[0].overrides,
-                "figures_dir": str(Path(FIGURES).parent),
-            },
+        run=lambda w, output: hand_in(
+            execute("07_paper_figures", Path(RUNS, "notebooks", f"07_paper_figures-{STUDY.name}.ipynb"), DRAWN),
+            [f"{FIGURES}/summary.md"],
+            output,
         ),
         made_by=code_of("07_paper_figures"),
     message: "07 figures"
@@ -186,7 +193,11 @@ rule figures:
 rule regret:
     output: REGRET_NOTEBOOK, f"{FIGURES_DIR}/regret_constants.md"
     params:
-        run=execute("06_regret_bounds", Path(REGRET_NOTEBOOK), {"figures_dir": FIGURES_DIR}),
+        run=lambda w, output: hand_in(
+            execute("06_regret_bounds", Path(REGRET_NOTEBOOK), {"figures_dir": FIGURES_DIR}),
+            [REGRET_NOTEBOOK, f"{FIGURES_DIR}/regret_constants.md"],
+            output,
+        ),
         made_by=code_of("06_regret_bounds"),
     message: "06 regret bounds"
     shell: "{params.run}"

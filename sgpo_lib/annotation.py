@@ -3,36 +3,66 @@
 The score that ranks is the implicit reward in self-annotation, and a judge's score for the labelled seed.
 """
 
+import contextlib
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+import torch
 
+from sgpo_lib import vllm_engine
 from sgpo_lib.judges import GoldJudge
 from sgpo_lib.params import GenerationParams, Params
 from sgpo_lib.policy import Policy, generate, sequence_log_probs
+from sgpo_lib.shards import in_shards
 
 # What a pair keeps of each of its two responses.
 _OF_RESPONSE = ["response_ids", "finished", "log_prob", "reference_log_prob", "implicit_reward", "gold"]
 
 
 def respond(
-    policy: Policy, prompts: pd.DataFrame, generation: GenerationParams, seed: int, n_samples: int = 2
+    policy: Policy,
+    prompts: pd.DataFrame,
+    generation: GenerationParams,
+    seed: int,
+    n_samples: int = 2,
+    shards: Path | None = None,
+    shard_size: int = 512,
 ) -> pd.DataFrame:
-    """Sample `n_samples` responses to every prompt from the policy.
+    """Sample `n_samples` responses to every prompt from the policy, by the engine that `generation` names.
 
     Parameters
     ----------
     prompts : N rows with `prompt_id` and `prompt` (a list of chat messages).
+    shards : folder in which the responses are kept, `shard_size` prompts a file, until all are there: a killed
+        call that is made again loses at most one file's work. Several policies may share it. Shards change
+        responses as little as `batch_size` does: log-probabilities by their rounding.
 
     Returns
     -------
     DataFrame, N * n_samples rows: those two columns and the columns of `sgpo_lib.policy.generate`.
     """
-    responses = generate(policy, prompts["prompt"].tolist(), n_samples, seed, **generation.model_dump())
+    options = generation.model_dump()
+    engine = options.pop("engine")
+    key = {"generation": options, "engine": engine, "seed": seed, "n_samples": n_samples}
     asked = prompts[["prompt_id", "prompt"]].reset_index(drop=True)
+    with vllm_engine.generator(policy) if engine == "vllm" else contextlib.nullcontext(generate) as draw:
+
+        def answer(part: pd.DataFrame) -> pd.DataFrame:
+            first = int(part.index[0])
+            return draw(policy, part["prompt"].tolist(), n_samples, seed, **options, first_index=first)
+
+        if shards is None:
+            responses = answer(asked)
+        else:
+            responses = in_shards(asked, answer, shards, shard_size, key | {"policy": _digest(policy)})
     return asked.loc[responses.pop("prompt_index")].reset_index(drop=True).join(responses)
 
 
-def labelled(policy: Policy, prompts: pd.DataFrame, params: Params, seed: int) -> pd.DataFrame:
+def labelled(
+    policy: Policy, prompts: pd.DataFrame, params: Params, seed: int, shards: Path | None = None
+) -> pd.DataFrame:
     """Return labelled pairs of SFT answers: people's where the prompts come with them, else the gold user's.
 
     Parameters
@@ -41,7 +71,7 @@ def labelled(policy: Policy, prompts: pd.DataFrame, params: Params, seed: int) -
     prompts : rows with `prompt_id` and `prompt`, and `chosen` and `rejected` (texts) where people labelled them.
         Otherwise the model answers each prompt `data.n_seed_samples` times, and the gold user picks the answer
         that it likes best and the one that it likes least.
-    seed : of the sampling.
+    seed, shards : of the sampling, see `respond`.
 
     Raises
     ------
@@ -55,13 +85,22 @@ def labelled(policy: Policy, prompts: pd.DataFrame, params: Params, seed: int) -
             "bring labelled pairs, or set gold."
         )
     else:
-        responses = respond(policy, prompts, params.generation, seed, params.data.n_seed_samples)
+        responses = respond(policy, prompts, params.generation, seed, params.data.n_seed_samples, shards)
         responses["gold"] = GoldJudge(**params.gold.model_dump()).score(responses["response"])
         pairs = rank(responses, by="gold")
     # The policy is the reference itself here.
     return pairs.assign(
         chosen_reference_log_prob=pairs["chosen_log_prob"], rejected_reference_log_prob=pairs["rejected_log_prob"]
     )
+
+
+def _digest(policy: Policy) -> str:
+    """Hash of all weights, of how the adapter's are scaled, and of the chat template."""
+    digest = hashlib.sha256(f"{policy.params.lora} {policy.tokenizer.chat_template}".encode())
+    for name, tensor in policy.model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy())
+    return digest.hexdigest()
 
 
 def with_implicit_rewards(policy: Policy, responses: pd.DataFrame, beta: float) -> pd.DataFrame:

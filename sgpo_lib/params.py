@@ -60,6 +60,7 @@ class DataParams(_Section):
 class GenerationParams(_Section):
     """Sampling of responses; names as in `transformers.GenerationConfig`."""
 
+    engine: Literal["transformers", "vllm"] = Field("transformers", description="'vllm' needs a GPU and vLLM")
     temperature: Positive = 0.7
     max_new_tokens: Count = 300
     max_prompt_length: Count = 512

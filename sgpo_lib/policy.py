@@ -186,6 +186,7 @@ def generate(
     max_new_tokens: int,
     max_prompt_length: int | None = None,
     batch_size: int = 64,
+    first_index: int = 0,
 ) -> pd.DataFrame:
     """Sample responses.
 
@@ -199,6 +200,8 @@ def generate(
     n_samples : responses per prompt.
     temperature : of the sampling distribution; no top-k or top-p cut.
     max_new_tokens : responses that reach it are cut there and marked as not finished.
+    first_index : `prompt_index` of the first prompt, for prompts that are a later part of a longer list: it is
+        part of the random stream's name, so parts draw what the whole would.
 
     Returns
     -------
@@ -206,8 +209,8 @@ def generate(
     `prompt_ids`, `response_ids`, `finished`, and two sums over the response's tokens in nats: `log_prob`
     (log pi(y|x) at temperature 1) and `sampling_log_prob` (at the sampling temperature).
     """
-    prompt_ids = policy.encode_prompts(prompts, max_prompt_length)
-    jobs = [(index, sample) for index in range(len(prompts)) for sample in range(n_samples)]
+    prompt_ids = dict(enumerate(policy.encode_prompts(prompts, max_prompt_length), first_index))
+    jobs = [(index, sample) for index in prompt_ids for sample in range(n_samples)]
     jobs.sort(key=lambda job: len(prompt_ids[job[0]]), reverse=True)
     stop = policy.stop_tokens
     config = GenerationConfig(

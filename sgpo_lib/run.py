@@ -173,6 +173,11 @@ class Step:
         """The step's record; it exists exactly if the step is complete."""
         return self.folder / f"{self.name}.json"
 
+    @property
+    def shards(self) -> Path:
+        """Where finished parts of a long answer wait, until the step is complete, for a run that was killed."""
+        return self.folder / "shards"
+
     @cached_property
     def inputs(self) -> list["Step"]:
         """The steps that this one reads from."""
@@ -367,6 +372,7 @@ class Step:
         temporary = self.record_file.with_suffix(".json.tmp")
         temporary.write_text(json.dumps(record, indent=2) + "\n")
         os.replace(temporary, self.record_file)
+        shutil.rmtree(self.shards, ignore_errors=True)
         return record
 
     @property
