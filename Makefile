@@ -11,10 +11,11 @@ export TOKENIZERS_PARALLELISM = false
 export PYTHONWARNINGS = ignore::FutureWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce figures test lab clean
+.PHONY: help setup plan reproduce figures test lab clean
 
 help:  ## show this
 	@echo "make reproduce   the whole pipeline, from seed DPO to figures (PARAMS=$(PARAMS) SEEDS=$(SEEDS))"
+	@echo "make plan        what a run will need: memory, hours, cost (PARAMS=... GPU=H100-80GB N_GPUS=8 PRICE=...)"
 	@echo "make test        linter and tests"
 	@echo "make figures     draw figures/ again from the runs there are"
 	@echo "make lab         JupyterLab on the notebooks"
@@ -40,6 +41,12 @@ reproduce: .venv/.complete  ## run everything that is not up to date
 	@echo "figures             figures/$(NAME)/"
 
 comma := ,
+
+plan: .venv/.complete  ## tokens, FLOPs, hours, cost and memory of a run, before it costs anything
+	@python -m sgpo_lib.plan $(PARAMS) $(if $(GPU),--gpu $(GPU)) $(if $(N_GPUS),--n-gpus $(N_GPUS)) \
+		$(if $(N_GENERATING),--n-generating $(N_GENERATING)) $(if $(PRICE),--price $(PRICE)) \
+		$(if $(PROMPT_TOKENS),--prompt-tokens $(PROMPT_TOKENS)) \
+		$(if $(RESPONSE_TOKENS),--response-tokens $(RESPONSE_TOKENS))
 
 figures: .venv/.complete  ## regenerate figures/ from the runs there are
 	snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress --forcerun figures regret \
