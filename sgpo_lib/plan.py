@@ -10,7 +10,7 @@ import argparse
 import copy
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -205,6 +205,7 @@ class Shape:
     config: PretrainedConfig
     params: ModelParams
     on_gpu: bool
+    _measured: dict[tuple, float] = field(default_factory=dict, repr=False, compare=False)
 
     def build(self, n_layers: int | None = None) -> torch.nn.Module:
         """Return the model as training has it, on torch's meta device, whole or with its first layers only."""
@@ -276,21 +277,23 @@ class Shape:
 
     def forward_flops(self, tokens: float, length: float, head_tokens: float) -> float:
         """FLOPs of reading `tokens` tokens in causal sequences of `length`, with logits of `head_tokens` of them."""
-        attention = 2 * self.config.num_hidden_layers * self.attention_width * length  # mean context is length / 2
-        return tokens * (2 * self.matrices[0] + attention) + 2 * head_tokens * self.head
+        return 2 * tokens * self.matrices[0] + self._attention_flops(tokens, length) + 2 * head_tokens * self.head
 
     def training_flops(self, tokens: float, length: float, head_tokens: float, checkpointing: bool) -> float:
-        """FLOPs of forward and backward: frozen matrices need no gradient of their own; the head is computed twice."""
-        body = self.forward_flops(tokens, length, 0)
+        """FLOPs of forward and backward: what is frozen needs no gradient of its own; the head is computed twice."""
+        forward = self.forward_flops(tokens, length, 0)
+        backward = 2 * tokens * sum(self.matrices) + 2 * self._attention_flops(tokens, length)
         head = 2 * head_tokens * self.head * (4 if self.params.lora is None else 3)
-        return body * (3 if checkpointing else 2) + tokens * 2 * self.matrices[1] + head
+        return forward * (2 if checkpointing else 1) + backward + head
+
+    def _attention_flops(self, tokens: float, length: float) -> float:
+        """Two products with a context that is half the sequence in the mean; sliding windows are not counted on."""
+        return 4 * tokens * self.config.num_hidden_layers * self.attention_width * length / 2
 
     def decoding(self, rows: int, batch: int, prompt: float, steps: int) -> tuple[float, float]:
         """FLOPs and bytes read of sampling: a batch decodes in lockstep, for as many steps as its longest answer."""
         context = prompt + steps / 2
-        per_token = 2 * (self.matrices[0] + self.head)
-        per_token += 4 * self.config.num_hidden_layers * self.attention_width * context
-        flops = rows * (self.forward_flops(prompt, prompt, 1) + steps * per_token)
+        flops = rows * (self.forward_flops(prompt, prompt, 1) + self.forward_flops(steps, 2 * context, steps))
         weights = (self.matrices[0] + self.head) * self.dtype.itemsize
         return flops, math.ceil(rows / batch) * steps * (weights + min(rows, batch) * context * self.cache_bytes)
 
@@ -300,12 +303,16 @@ class Shape:
         Measured rather than guessed: one and two layers of this very model run on tensors without memory, and
         what autograd would save is added up. With checkpointing, the layer that is being recomputed is included.
         """
-        one, two = (self._saved_bytes(n, sequences, length, checkpointing) for n in (1, 2))
-        kept = one + (self.config.num_hidden_layers - 1) * (two - one)
-        if checkpointing:
-            one, two = (self._saved_bytes(n, sequences, length, False) for n in (1, 2))
-            kept += two - one
-        return kept
+
+        def saved(n_layers: int, checkpointing: bool) -> float:
+            key = (n_layers, sequences, length, checkpointing)
+            if key not in self._measured:
+                self._measured[key] = self._saved_bytes(*key)
+            return self._measured[key]
+
+        one_layer, all_layers = saved(1, checkpointing), self.config.num_hidden_layers
+        kept = one_layer + (all_layers - 1) * (saved(2, checkpointing) - one_layer)
+        return kept + (saved(2, False) - saved(1, False) if checkpointing else 0)
 
     def _saved_bytes(self, n_layers: int, sequences: int, length: int, checkpointing: bool) -> float:
         model = self.build(n_layers)
@@ -408,7 +415,10 @@ def stages(params: Params, shape: Shape, lengths: Lengths) -> list[Stage]:
     """Every step of the run, in order: seed DPO; annotation, follower and leader of each round; evaluation."""
     data, n_seed = params.data, params.data.n_seed
     of_seed = {"score": 2 * n_seed} if params.gold is None else {"generate": n_seed * data.n_seed_samples}
-    plan = [_stage("seed DPO", params, shape, lengths, **of_seed, pairs=n_seed, training=params.seed_dpo)]
+    # What people wrote may be longer than what the policy may write.
+    limit = params.seed_dpo.max_length - lengths.prompt
+    of_people = replace(lengths, response=limit) if params.gold is None and lengths.is_bound else lengths
+    plan = [_stage("seed DPO", params, shape, of_people, **of_seed, pairs=n_seed, training=params.seed_dpo)]
     for t, n in enumerate(data.n_prompts, start=1):
         earlier = sum(data.n_prompts[: t - 1]) if params.leader.accumulate else 0
         plan += [
@@ -457,7 +467,6 @@ def memory(
     other_checkpointing : gradient checkpointing as the params do not have it.
     """
     own = lengths.max_prompt + lengths.max_response
-    # Answers that people wrote may be as long as the limit; the policy's own are not.
     longest = {"seed": own if params.gold else params.seed_dpo.max_length, "leader": own}
     trainings = {"seed": params.seed_dpo, "leader": params.leader}
     return {"answering": _answering_memory(params, shape, lengths)} | {
