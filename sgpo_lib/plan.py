@@ -9,13 +9,13 @@ what it holds is read off it. Nothing is fetched but the config, and nothing is 
 import argparse
 import copy
 import math
+import os
 import warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import torch
 from huggingface_hub import constants
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -149,7 +149,7 @@ def find_machine(gpu: str | None = None, n_gpus: int | None = None, n_generating
         n = n_gpus or torch.cuda.device_count()
         return Machine(properties.name, properties.total_memory, n, min(n, n_generating), rates)
     if gpu is None:
-        return Machine("CPU", psutil.virtual_memory().total, 1, 1, TWO_CPU_CORES)
+        return Machine("CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 1, 1, TWO_CPU_CORES)
     if gpu not in GPUS:
         raise ValueError(f"There is no GPU {gpu!r} in the table; there are: {', '.join(GPUS)}.")
     n = n_gpus or 1
@@ -602,7 +602,7 @@ def _stage_table(
         {
             "stage": step.name,
             **{name: getattr(step, name) for name in ("generated", "scored", "trained")},
-            "PFLOP": sum(step.flops.values()),
+            "FLOP": sum(step.flops.values()),
             "hours": sum(step.seconds(machine).values()) / 3600,
             "GiB": max((sum(needs[phase].values()) / GIB for phase in step.phases), default=0.0),
         }
@@ -612,8 +612,8 @@ def _stage_table(
     table = pd.concat([table, everything.rename_axis("stage").reset_index()], ignore_index=True)
     shown = table[["stage"]].copy()
     for column in ("generated", "scored", "trained"):
-        shown[f"{column} tokens"] = table[column].map(lambda x: f"{x / 1e6:.2f} M" if x else "")
-    shown["PFLOP"] = table["PFLOP"].map(lambda x: f"{x / 1e15:,.1f}" if x else "")
+        shown[f"{column} tokens"] = table[column].map(_counted)
+    shown["FLOP"] = table["FLOP"].map(lambda x: f"{x:.2e}" if x else "")
     shown["hours"] = table["hours"].map(lambda x: "?" if math.isnan(x) else f"{x:.2f}" if x else "seconds, on the CPU")
     if price is not None:
         cost = table["hours"] * machine.n * price
@@ -621,6 +621,12 @@ def _stage_table(
     shown["GiB per device"] = table["GiB"].map(lambda x: f"{x:.1f}" if x else "")
     shown["fits"] = table["GiB"].map(lambda x: ("yes" if x * GIB <= USABLE * machine.memory else "NO") if x else "")
     return shown
+
+
+def _counted(tokens: float) -> str:
+    if not tokens:
+        return ""
+    return f"{tokens / 1e6:.2f} M" if tokens >= 1e6 else f"{tokens / 1e3:.1f} K"
 
 
 def _memory_table(
