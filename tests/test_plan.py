@@ -1,0 +1,243 @@
+"""The plan: its counts are the model's own, its memory is what autograd keeps, its times are near measured ones."""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from sgpo_lib import hub
+from sgpo_lib import plan as planning
+from sgpo_lib.embedded import EMBEDDED_MODELS, folder_of
+from sgpo_lib.params import LoraParams, ModelParams, load_params
+from sgpo_lib.plan import KNOWN_CONFIGS, Lengths, Shape, find_config, find_machine, main, memory, stages
+from sgpo_lib.policy import Policy
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = {
+    "alignment-handbook/zephyr-7b-sft-full": 7_241_732_096,
+    "meta-llama/Meta-Llama-3-8B-Instruct": 8_030_261_248,
+    "smollm2-135m": 134_515_008,
+    "gemma3-270m": 268_098_176,
+}
+SMALL = LlamaConfig(
+    vocab_size=500,
+    hidden_size=64,
+    intermediate_size=160,
+    num_hidden_layers=12,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch, tmp_path):
+    monkeypatch.setattr(hub, "why_silent", lambda endpoint: "no network in tests")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def shape(lora: bool, config=SMALL, on_gpu=False, dtype="float32") -> Shape:
+    return Shape(config, ModelParams(name_or_path="small", dtype=dtype, lora=LoraParams(r=4) if lora else None), on_gpu)
+
+
+def params_of(name: str, **overrides):
+    return load_params(ROOT / "params" / f"{name}.yaml", overrides)
+
+
+@functools.cache
+def shape_of(name: str) -> Shape:
+    model = params_of(name).model
+    return Shape(find_config(model)[0], model, on_gpu=True)
+
+
+def needs(name: str, n_gpus: int, **overrides) -> dict[str, dict[str, float]]:
+    params = params_of(name, **overrides)
+    limits = params.generation.max_prompt_length, params.generation.max_new_tokens
+    return memory(params, shape_of(name), find_machine("H100-80GB", n_gpus), Lengths(*limits, *limits))
+
+
+# --- counts
+
+
+@pytest.mark.parametrize("name", KNOWN_CONFIGS)
+def test_known_models_have_their_published_number_of_parameters(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("SGPO_CACHE", str(tmp_path))
+    model = ModelParams(name_or_path=name)
+    config, source = find_config(model)
+    assert "table" in source
+    whole = Shape(config, model, on_gpu=True)
+    assert whole.total == whole.trainable == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", EMBEDDED_MODELS)
+def test_known_sizes_of_embedded_models_are_those_of_the_converted_ones(name):
+    if not folder_of(name).exists():
+        pytest.skip(f"{name} has not been fetched")
+    converted = find_config(ModelParams(name_or_path=name))[0]
+    assert {key: getattr(converted, key) for key in KNOWN_CONFIGS[name]} == KNOWN_CONFIGS[name]
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["adapter", "all weights"])
+def test_counted_parameters_are_those_that_training_would_have(lora):
+    planned = shape(lora)
+    policy = Policy(AutoModelForCausalLM.from_config(SMALL), None, planned.params)
+    policy.make_trainable(0)
+    real = list(policy.model.parameters())
+    assert planned.total == sum(p.numel() for p in real)
+    assert planned.trainable == sum(p.numel() for p in real if p.requires_grad)
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["adapter", "all weights"])
+def test_flops_are_what_torch_counts_in_a_real_step(lora):
+    planned, length = shape(lora), 32
+    policy = Policy(AutoModelForCausalLM.from_config(SMALL, attn_implementation="eager"), None, planned.params)
+    policy.make_trainable(0)
+    body = (policy.model.get_base_model() if lora else policy.model).base_model
+    with FlopCounterMode(display=False) as forward:
+        hidden = body(torch.zeros(2, length, dtype=torch.long)).last_hidden_state
+    with FlopCounterMode(display=False) as backward:
+        hidden.sum().backward()
+    # Plain attention computes the whole square of which the causal half is planned for: as if twice as long.
+    square = 2 * length
+    assert forward.get_total_flops() == pytest.approx(planned.forward_flops(2 * length, square, 0), rel=0.01)
+    both = forward.get_total_flops() + backward.get_total_flops()
+    assert both == pytest.approx(planned.training_flops(2 * length, square, 0, False), rel=0.05)
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["adapter", "all weights"])
+def test_activations_are_what_autograd_keeps_in_the_real_model(lora):
+    planned = shape(lora)
+    policy = Policy(AutoModelForCausalLM.from_config(SMALL, attn_implementation="eager"), None, planned.params)
+    policy.make_trainable(0)
+    policy.model.train()
+    weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = (policy.model.get_base_model() if lora else policy.model).base_model(
+            torch.zeros(2, 40, dtype=torch.long), use_cache=False
+        )
+    assert hidden is not None
+    real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert planned.activation_bytes(2, 40, checkpointing=False) == pytest.approx(real, rel=0.02)
+
+
+def test_checkpointing_saves_memory_and_costs_another_forward_pass():
+    planned = shape(lora=False)
+    assert planned.activation_bytes(2, 64, True) < 0.25 * planned.activation_bytes(2, 64, False)
+    flops = [planned.training_flops(1000, 64, 0, checkpointing) for checkpointing in (True, False)]
+    assert flops[0] - flops[1] == pytest.approx(planned.forward_flops(1000, 64, 0))
+
+
+def test_stages_count_what_the_notebooks_do():
+    params = params_of("smollm2-135m")
+    config = find_config(params.model)[0]
+    made = {stage.name: stage for stage in stages(params, Shape(config, params.model, False), Lengths(40, 50, 128, 64))}
+    rounds = [f"{step} {t}" for t in (1, 2, 3) for step in ("annotation", "follower", "leader")]
+    assert list(made) == ["seed DPO", *rounds, "evaluation"]
+    assert made["seed DPO"].generated == 128 * 4 * 50
+    assert made["seed DPO"].trained == 128 * 2 * 2 * 90
+    assert made["annotation 2"].generated == 96 * 2 * 50
+    assert made["annotation 2"].scored == 96 * 2 * 90
+    assert made["leader 3"].trained == 97 * 2 * 90
+    assert made["evaluation"].generated == 5 * 128 * 50
+    assert made["evaluation"].scored == 4 * 128 * 90
+
+
+# --- memory
+
+
+def test_sharding_divides_weights_gradients_and_optimiser():
+    one, eight = (needs("mistral-7b", n)["leader"] for n in (1, 8))
+    assert (
+        one["weights"]
+        == one["gradients"]
+        == one["optimiser"] / 2
+        == 4 * PUBLISHED[params_of("mistral-7b").model.name_or_path]
+    )
+    for part in ("weights", "gradients", "optimiser"):
+        assert eight[part] == one[part] / 8
+    assert eight["activations"] == one["activations"]
+
+
+def test_accumulated_gradients_are_not_sharded():
+    accumulating = needs("mistral-7b", 8, **{"leader.gradient_accumulation_steps": 2})["leader"]
+    assert accumulating["gradients"] == 8 * needs("mistral-7b", 8)["leader"]["gradients"]
+
+
+@pytest.mark.parametrize(
+    ("name", "n_gpus", "fits"),
+    [
+        ("mistral-7b", 8, True),
+        ("llama3-8b", 8, True),
+        ("mistral-7b", 1, False),
+        ("mistral-7b-lora", 1, True),
+        ("llama3-8b-lora", 1, True),
+    ],
+)
+def test_params_fit_the_gpus_that_they_say_they_are_for(name, n_gpus, fits):
+    peak = max(sum(parts.values()) for parts in needs(name, n_gpus).values())
+    assert (peak < planning.USABLE * find_machine("H100-80GB").memory) == fits
+
+
+# --- time
+
+
+def test_times_predicted_from_two_steps_are_near_those_measured():
+    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "benchmarks" / "plan_predicts_measured_times.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    _, times = benchmark.compare(ROOT / "figures" / "smollm2-135m")
+    held_out = times[times["calibrated on"] == ""]
+    assert len(held_out) >= 5
+    assert held_out["ratio"].between(0.67, 1.5).all()
+
+
+# --- what is printed
+
+
+def test_plan_says_cost_bounds_and_where_the_sizes_are_from(capsys):
+    main([str(ROOT / "params" / "mistral-7b-lora.yaml"), "--gpu", "H100-80GB", "--price", "2.5"])
+    said = capsys.readouterr().out
+    for text in ("the table in sgpo_lib/plan.py", "upper bounds", "the price that you gave", "**Fits**", "| leader 3"):
+        assert text in said
+
+
+def test_plan_of_expected_lengths_says_when_it_does_not_fit(monkeypatch):
+    huge = {"weights": 1e12}
+    monkeypatch.setattr(planning, "memory", lambda *_, **__: {"answering": huge, "seed": huge, "leader": huge})
+    said = planning.plan(params_of("mistral-7b"), find_machine("A100-40GB", 2), 100, 200)
+    assert "DOES NOT FIT" in said
+    assert "200 an answer expected" in said
+    assert "cost" not in said.split("Not in the times")[1]
+
+
+@pytest.mark.parametrize(
+    ("file", "options", "message"),
+    [
+        ("mistral-7b", ["--gpu", "H10"], r"no GPU 'H10'.*H100-80GB"),
+        ("nothing", [], "No params file"),
+    ],
+)
+def test_what_cannot_be_planned_is_explained(file, options, message):
+    with pytest.raises(SystemExit, match=message):
+        main([str(ROOT / "params" / f"{file}.yaml"), *options])
+
+
+def test_unknown_model_without_a_hub_is_explained():
+    with pytest.raises(ConnectionError, match=r"nobody/nothing.*no network.*zephyr"):
+        find_config(ModelParams(name_or_path="nobody/nothing"))
+
+
+def test_a_model_folder_is_planned_from_its_config(tiny_model):
+    config, source = find_config(ModelParams(name_or_path=str(tiny_model)))
+    assert source == "its folder"
+    assert config.num_hidden_layers == 2
