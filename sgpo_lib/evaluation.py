@@ -24,25 +24,27 @@ def sampled_kl(policy: Policy, responses: pd.DataFrame, temperature: float) -> n
     return responses["sampling_log_prob"].to_numpy() - reference
 
 
-def judge(responses: pd.DataFrame, gold: GoldJudge | None) -> pd.DataFrame:
+def judge(responses: pd.DataFrame, gold: GoldJudge | None, wins: np.ndarray | None = None) -> pd.DataFrame:
     """Score every policy's responses and compare each with the SFT model's to the same prompt.
 
     Parameters
     ----------
     responses : rows with `policy` ("sft" among them), `prompt_id`, `response` and `kl`; one response per
         policy and prompt.
-    gold : None where no gold user is known; then only length and KL are filled in.
+    gold : None where no gold user is known.
+    wins : shape (N,), another judge's preference in [0, 1] for each response over the SFT model's, used where
+        there is no gold user. Without either, only length and KL are filled in.
 
     Returns
     -------
-    DataFrame with `policy`, `prompt_id`, `words`, `characters`, `kl` and, with a gold user, `gold_reward`,
-    `gold_reward_vs_sft` and `win` over the SFT model (1, 0, or 1/2 for a tie).
+    DataFrame with `policy`, `prompt_id`, `words`, `characters`, `kl`, with any judge `win` over the SFT model
+    (1, 0, or 1/2 for a tie) and, with a gold user, `gold_reward` and `gold_reward_vs_sft`.
     """
     table = responses[["policy", "prompt_id", "kl"]].copy()
     table["words"] = responses["response"].str.split().str.len()
     table["characters"] = responses["response"].str.len()
     if gold is None:
-        return table
+        return table if wins is None else table.assign(win=wins)
     table["gold_reward"] = gold.score(responses["response"])
     sft = table[table["policy"] == "sft"].set_index("prompt_id")["gold_reward"]
     table["gold_reward_vs_sft"] = table["gold_reward"] - table["prompt_id"].map(sft)

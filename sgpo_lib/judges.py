@@ -4,7 +4,7 @@ Judges label the seed, measure the outcome, and rank the pairs of `iter-dpo`. Se
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -37,15 +37,3 @@ class GoldJudge:
     def sentiment(self, responses: Sequence[str]) -> np.ndarray:
         """Return the VADER compound sentiment of each response, in [-1, 1], shape (N,)."""
         return np.array([self._analyzer.polarity_scores(text)["compound"] for text in responses], dtype=float)
-
-
-def external_judge(name: str, gold: GoldJudge) -> GoldJudge | None:
-    """Return who ranks self-generated answers in the policy's place; None if the policy does it itself.
-
-    Parameters
-    ----------
-    name : "implicit" (the policy), "gold", or "sentiment": a judge with half the gold user's taste, who likes
-        warmth and does not mind words, as a reward model shares some of what its users want.
-    """
-    judges = {"implicit": None, "gold": gold, "sentiment": replace(gold, word_penalty=0.0)}
-    return judges[name]

@@ -84,9 +84,35 @@ class GoldParams(_Section):
 class AnnotationParams(_Section):
     """Who ranks the policy's answers: its own implicit reward, or for comparison an external judge."""
 
-    judge: Literal["implicit", "sentiment", "gold"] = Field(
-        "implicit", description="'sentiment' is the gold user without its dislike of words, 'gold' the gold user"
+    judge: Literal["implicit", "sentiment", "gold", "external"] = Field(
+        "implicit",
+        description="'sentiment' is the gold user without its dislike of words, 'gold' the gold user, 'external' "
+        "the section judge",
     )
+
+
+class LLMJudgeParams(_Section):
+    """A language model behind an OpenAI-compatible endpoint; names as in `sgpo_lib.endpoint.Endpoint`."""
+
+    kind: Literal["llm"]
+    url: str
+    model: str
+    annotator: str = Field("alpaca_eval_clf_gpt4_turbo", description="whose prompt, of alpaca-eval's")
+    max_tokens: Count = 8
+    max_concurrency: Count = 8
+    n_tries: Count = 3
+    api_key_variable: str = Field("OPENAI_API_KEY", description="the environment's variable, never the key")
+    price_per_million: tuple[float, float] | None = Field(None, description="of prompt and completion tokens")
+
+
+class RewardModelParams(_Section):
+    """A sequence classifier of transformers; `pairwise` reads two answers together."""
+
+    kind: Literal["reward_model", "pairwise"]
+    name_or_path: str
+    revision: str | None = None
+    batch_size: Count = 16
+    max_length: Count = 4096
 
 
 class TrainingParams(_Section):
@@ -208,6 +234,7 @@ class Params(_Section):
     generation: GenerationParams = GenerationParams()
     gold: GoldParams | None = GoldParams()
     annotation: AnnotationParams = AnnotationParams()
+    judge: LLMJudgeParams | RewardModelParams | None = Field(None, description="ranks for iter-dpo, and evaluates")
     seed_dpo: TrainingParams
     follower: FollowerParams = FollowerParams()
     leader: LeaderParams
@@ -221,8 +248,12 @@ class Params(_Section):
             raise ValueError("leader.mode pieces needs pieces: set follower.n_pieces (paper: 6)")
         if self.leader.mode == "envelope" and self.follower.group_size is not None:
             raise ValueError("leader.mode envelope needs one price for all pairs: set follower.group_size to null")
-        if self.annotation.judge != "implicit" and self.gold is None:
+        if self.annotation.judge in ("sentiment", "gold") and self.gold is None:
             raise ValueError(f"annotation.judge {self.annotation.judge} needs a gold user: set gold")
+        if self.annotation.judge == "external" and self.judge is None:
+            raise ValueError(
+                "annotation.judge external needs a judge: set judge, such as {kind: llm, url: ..., model: ...}"
+            )
         return self
 
     @property

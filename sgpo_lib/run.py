@@ -48,14 +48,14 @@ STEPS = {
     ),
     "annotation": _Kind(
         "02_self_annotation",
-        (*_SHARED, "annotation", "leader.accumulate"),
+        (*_SHARED, "annotation", "judge", "leader.accumulate"),
         ("responses.parquet", "pairs.parquet"),
     ),
     "follower": _Kind("03_dro_reweighting", ("follower",), ("worst_case.parquet",)),
     "leader": _Kind("04_weighted_training", ("beta", "leader"), ("training_log.parquet", "policy")),
     "evaluation": _Kind(
         "05_evaluation",
-        (*_SHARED, "evaluation"),
+        (*_SHARED, "judge", "evaluation"),
         ("responses.parquet", "judgements.parquet", "summary.json"),
     ),
 }

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from sgpo_lib.evaluation import (
-    across_seeds,
     bootstrap,
     judge,
     length_controlled_win_rate,
@@ -158,16 +157,6 @@ def test_without_a_gold_user_length_and_kl_remain():
     summary = summarize(judge(_responses(sft=["a b", "c"], dpo=["d", "e f g"]), None), n_bootstrap=50)
     assert set(summary["dpo"]) == {"words", "kl", "n_prompts"}
     assert summary_table(summary).columns.tolist() == ["words", "KL to SFT (nats)"]
-
-
-def test_the_interval_over_seeds_is_students():
-    summaries = [
-        {"dpo": {"gold_reward": {"mean": mean, "low": 0, "high": 0}, "n_prompts": 3}} for mean in (1.0, 2.0, 3.0)
-    ]
-    row = across_seeds(summaries).iloc[0]
-    # t(0.975, 2) = 4.3027, standard error 1 / sqrt(3)
-    assert row[["mean", "low", "high", "n_seeds"]].tolist() == pytest.approx([2, 2 - 2.4841, 2 + 2.4841, 3], abs=1e-4)
-    assert np.isnan(across_seeds(summaries[:1]).iloc[0]["low"])
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def test_shipped_file_loads_and_leaves_no_section_or_size_to_defaults(path):
     params, written = load_params(path), yaml.safe_load(path.read_text())
     if "extends" in written:
         return
-    assert set(written) == set(params.model_dump(mode="json")) - {"name", "annotation"}
+    assert set(written) == set(params.model_dump(mode="json")) - {"name", "annotation", "judge"}
     for section in ("data", "generation", "follower", "evaluation"):
         assert set(written[section]) >= set(params.model_dump()[section]) - _OPTIONAL
     assert {"name_or_path", "device", "dtype", "lora"} <= set(written["model"])
