@@ -112,8 +112,8 @@ def paired_differences(
     """
     final = results[results["is_final"]]
     rows = []
-    for (group, variant), of_variant in final.groupby(["group", "variant"], sort=False):
-        for baseline in baselines:
+    for baseline in baselines:
+        for (group, variant), of_variant in final.groupby(["group", "variant"], sort=False):
             other = final[(final["group"] == group) & (final["method"] == baseline)]
             if other.empty or other["variant"].iloc[0] == variant:
                 continue

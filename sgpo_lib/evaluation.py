@@ -81,6 +81,30 @@ def summarize(judgements: pd.DataFrame, confidence: float = 0.95, n_bootstrap: i
     return summary
 
 
+def preference_accuracy(
+    margins: pd.DataFrame, confidence: float = 0.95, n_bootstrap: int = 10_000
+) -> dict[str, dict[str, float]]:
+    """How often each policy's implicit reward orders labelled pairs as people did, in per cent.
+
+    Parameters
+    ----------
+    margins : rows with `policy`, `prompt_id` and `margin` (chosen less rejected, reward units); 0 counts half.
+
+    Returns
+    -------
+    `{policy: {"mean", "low", "high"}}` over pairs, with a bootstrap that draws prompts and with each all its pairs:
+    pairs of one prompt share its difficulty, and often an answer.
+    """
+    right = margins.assign(right=50 * (np.sign(margins["margin"]) + 1))
+    found = {}
+    for policy, rows in right.groupby("policy", sort=False):
+        sums = rows.groupby("prompt_id")["right"].agg(["sum", "size"]).to_numpy()
+        draws = np.random.default_rng(0).integers(len(sums), size=(n_bootstrap, len(sums)))
+        totals = sums[draws].sum(axis=1)
+        found[str(policy)] = _interval(rows["right"].mean(), totals[:, 0] / totals[:, 1], confidence)
+    return found
+
+
 def bootstrap(
     values: np.ndarray, confidence: float = 0.95, n_bootstrap: int = 10_000, seed: int = 0
 ) -> dict[str, float]:
@@ -157,6 +181,7 @@ def summary_table(summary: dict[str, Any]) -> pd.DataFrame:
         "length_controlled_win_rate": ("LC win rate %", 1),
         "words": ("words", 1),
         "kl": ("KL to SFT (nats)", 2),
+        "preference_accuracy": ("preference accuracy %", 1),
     }
     rows = {}
     for policy, values in summary.items():

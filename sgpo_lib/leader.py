@@ -1,6 +1,7 @@
 """The leader's move: pairs and their worst case in, updated policy out, by TRL's DPOTrainer.
 
 Knows how each leader mode and rival becomes rows to train on and a loss to lower; the optimisation is TRL's.
+`sgpo_lib.launch` does the same on several devices.
 """
 
 import contextlib
@@ -151,6 +152,7 @@ def train(
     seed: int,
     objective: Objective | None = None,
     log_folder: Path | None = None,
+    save_to: Path | None = None,
 ) -> pd.DataFrame:
     """Train the policy in place, by weighted DPO unless another objective is given.
 
@@ -160,6 +162,8 @@ def train(
         `weight`, optionally `slope`.
     seed : fixes the order of the rows and a fresh adapter's start.
     log_folder : where the trackers named by `training.report_to`, such as TensorBoard, write.
+    save_to : folder for the trained policy. Needed where FSDP or DeepSpeed has cut it into pieces; elsewhere
+        `Policy.save` does the same.
 
     Returns
     -------
@@ -212,10 +216,22 @@ def train(
         trainer.train()
         # Or the policy would go on computing under the trainer's autocast, unlike the one that is saved.
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+        if save_to is not None:
+            _save(trainer, policy, save_to)
     drop_trl_reference(policy)
     policy.model.eval()
     log = pd.DataFrame([entry for entry in trainer.state.log_history if "loss" in entry])
     return log.drop(columns=[name for name in log if name.startswith("total")])
+
+
+def _save(trainer: DPOTrainer, policy: Policy, folder: Path) -> None:
+    """Write the policy from the process that has it all; every process has to call this."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        trainer.save_model(str(folder))
+    elif trainer.accelerator.is_main_process:
+        drop_trl_reference(policy)
+        policy.save(folder)
+    trainer.accelerator.wait_for_everyone()
 
 
 def drop_trl_reference(policy: Policy) -> None:

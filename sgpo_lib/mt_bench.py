@@ -138,7 +138,7 @@ def answer(policy: Policy, questions: pd.DataFrame, generation: GenerationParams
         responses, finished = np.empty(len(questions), object), np.empty(len(questions), bool)
         for temperature in np.unique(temperatures):
             at = np.flatnonzero(temperatures == temperature)
-            options = generation.model_dump() | {"temperature": max(float(temperature), _GREEDY)}
+            options = generation.model_dump(exclude={"engine"}) | {"temperature": max(float(temperature), _GREEDY)}
             generated = generate(policy, [conversations[i] for i in at], 1, of_turn, **options)
             responses[at], finished[at] = generated["response"], generated["finished"]
         columns |= {f"answer_{turn}": responses, f"finished_{turn}": finished}

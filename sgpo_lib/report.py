@@ -80,6 +80,8 @@ def study_table(means: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
     for row in differences.itertuples():
         rows[row.group, row.variant][f"vs {row.baseline} (paired)"] = _as_text(row, 3, "+")
     table = pd.DataFrame.from_dict(rows, orient="index").fillna("")
+    against = [f"vs {baseline} (paired)" for baseline in dict.fromkeys(differences["baseline"])]
+    table = table[[name for name in table if name not in against] + against]
     table.index = [f"{group}: {variant}" if group else variant for group, variant in rows]
     seeds = table.pop("seeds")
     return table.assign(seeds=seeds).rename_axis("variant")
@@ -92,18 +94,18 @@ def _as_text(row: Any, digits: int, sign: str = "") -> str:
 
 
 def write_study(folder: Path, study: Study, table: pd.DataFrame, verdicts: list[str]) -> None:
-    """Write a study's `summary.md`: the claim, the table, the findings and the command that made them."""
+    """Write a study's `table.md` (what was measured, and by which command) and, last, `summary.md` (and what it says)."""
     run = study.run(study.variants[0], study.seeds[0])
-    parts = [
-        f"**{study.title}**",
-        study.claim,
-        table.to_markdown(),
-        f"Means over {len(study.seeds)} seeds with 95% t intervals over seeds; differences are paired by seed and not "
-        "adjusted for their number.",
-        "\n".join(f"- {line}" for line in verdicts),
-        made_with(run, f"make study NAME={study.name}"),
-    ]
-    (folder / "summary.md").write_text("\n\n".join(part for part in parts if part) + "\n")
+    n = len(study.seeds)
+    note = (
+        f"Means over {n} seed{'s' * (n > 1)} with 95% t intervals over seeds; differences in gold reward, paired by "
+        f"seed and not adjusted for their number. {made_with(run, f'make study NAME={study.name}')}"
+    )
+    measured = f"{table.to_markdown(disable_numparse=True)}\n\n{note}\n"
+    (folder / "table.md").write_text(measured)
+    findings = "\n".join(f"- {line}" for line in verdicts)
+    parts = [f"**{study.title}**", study.claim, measured, findings]
+    (folder / "summary.md").write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
 
 
 def _result(run: Run) -> dict[str, Any]:

@@ -7,16 +7,18 @@ import pandas as pd
 import pytest
 import torch
 
+from sgpo_lib import annotation
 from sgpo_lib.evaluation import (
     bootstrap,
     judge,
     length_controlled_win_rate,
+    preference_accuracy,
     sampled_kl,
     summarize,
     summary_table,
 )
 from sgpo_lib.judges import GoldJudge
-from sgpo_lib.params import LoraParams, ModelParams
+from sgpo_lib.params import LoraParams, ModelParams, load_params
 from sgpo_lib.policy import Policy, generate
 
 
@@ -193,3 +195,24 @@ def test_sampled_kl_of_the_sft_model_is_0(policy):
     with policy.model.disable_adapter():
         responses = generate(policy, prompts, 2, 0, 0.7, max_new_tokens=8)
     np.testing.assert_allclose(sampled_kl(policy, responses, 0.7), 0, atol=1e-4)
+
+
+def test_preference_accuracy_counts_pairs_and_its_interval_draws_prompts():
+    margins = pd.DataFrame({"policy": "dpo", "prompt_id": ["a"] * 8 + ["b", "c"], "margin": [1.0] * 8 + [-1.0, 0.0]})
+    accuracy = preference_accuracy(margins, n_bootstrap=500)["dpo"]
+    assert accuracy["mean"] == pytest.approx(100 * 8.5 / 10)
+    assert accuracy["low"] == 0  # some draws hold prompt b alone
+    assert accuracy["high"] == 100
+
+
+def test_margins_of_held_out_pairs_are_those_of_the_implicit_reward(policy, tiny_params_file):
+    def assistant(text):
+        return [{"role": "assistant", "content": text}]
+
+    params = load_params(tiny_params_file)
+    prompt = [{"role": "user", "content": "How is it?"}]
+    pairs = pd.DataFrame({"prompt_id": ["a"], "prompt": [prompt], "chosen": ["Good."], "rejected": ["Bad, I fear."]})
+    swapped = pairs.rename(columns={"chosen": "rejected", "rejected": "chosen"})
+    margin = annotation.held_out_margins(policy, pairs, params)["margin"].item()
+    assert margin == pytest.approx(-annotation.held_out_margins(policy, swapped, params)["margin"].item(), abs=1e-5)
+    assert abs(margin) > 1e-3

@@ -1,0 +1,128 @@
+"""Training on several processes: the same losses and the same policy as on one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from sgpo_lib import annotation, follower, preferences
+from sgpo_lib.policy import Policy
+from sgpo_lib.run import Run
+
+REPOSITORY = Path(__file__).parent.parent
+CONFIGS = sorted((REPOSITORY / "params" / "accelerate").glob("*.yaml"))
+
+
+def on_processes(n: int, *command: str, cwd: Path) -> None:
+    """Run Python on CPU processes that speak gloo.
+
+    By torchrun, which is what `accelerate launch` starts for GPUs; for CPUs it would ask for MPI.
+    """
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), *command],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+TRAIN = """
+import sys
+import numpy as np, pandas as pd, torch
+from sgpo_lib import annotation, follower, leader
+from sgpo_lib.params import LeaderParams, LoraParams, ModelParams
+from sgpo_lib.policy import Policy
+
+model, n, mode, out = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+lora = LoraParams(r=4, lora_alpha=8)
+policy = Policy.load(ModelParams(name_or_path=model, dtype="float32", device="cpu", lora=lora))
+rng = np.random.default_rng(3)
+ids = [[rng.integers(2, 500, length).tolist() for _ in range(8)] for length in (12, 6, 4)]
+pairs = annotation.rescore(policy, pd.DataFrame(dict(zip(["prompt_ids", "chosen_ids", "rejected_ids"], ids))))
+for side in ("chosen", "rejected"):
+    pairs[f"{side}_reference_log_prob"] = pairs[f"{side}_log_prob"] + rng.normal(0, 10, 8)
+worst = follower.worst_case(rng.normal(0.3, 1, 8), 0.4)
+options = {"learning_rate": 1e-3, "num_train_epochs": 3, "max_length": 128, "warmup_steps": 0}
+params = LeaderParams(**options, reference="initial", mode=mode)
+rows = leader.training_rows(pairs, pd.DataFrame(worst.per_pair()), params, 0.1)
+rows = pd.concat([rows, rows.tail(len(rows) % 2)])
+# All rows in one step, as their order may differ, and as many for each process.
+params = params.model_copy(update={"per_device_train_batch_size": len(rows) // n})
+log = leader.train(policy, rows, params, 0.1, 0, save_to=None)
+if int(__import__("os").environ.get("RANK", 0)) == 0:
+    weights = [w.detach().flatten() for name, w in policy.model.named_parameters() if ".default." in name]
+    np.savez(out, loss=log["loss"], weights=torch.cat(weights).numpy(), n_rows=len(rows))
+"""
+
+
+@pytest.mark.parametrize("mode", ["transport", "envelope"])
+def test_two_processes_train_as_one_with_weights_and_worst_case(tiny_model, tmp_path, mode):
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN)
+    made = []
+    for n in (1, 2):
+        out = tmp_path / f"{n}.npz"
+        on_processes(n, str(script), str(tiny_model), str(n), mode, str(out), cwd=tmp_path)
+        made.append(np.load(out))
+    alone, together = made
+    assert len(together["loss"]) == 3
+    np.testing.assert_allclose(together["loss"], alone["loss"], atol=1e-4)
+    np.testing.assert_allclose(together["weights"], alone["weights"], atol=1e-4)
+
+
+def test_launched_steps_are_those_of_the_notebooks(tiny_params_file):
+    run = Run.open(tiny_params_file)
+    root = tiny_params_file.parent.parent
+    on_processes(2, "-m", "sgpo_lib.launch", str(tiny_params_file), cwd=root)
+    first_round(run)
+    on_processes(2, "-m", "sgpo_lib.launch", str(tiny_params_file), "--round", "1", cwd=root)
+    run.step("leader", 1).check()
+    before, after = (
+        load_file(step.load("policy") / "adapter_model.safetensors")
+        for step in (run.step("seed_dpo"), run.step("leader", 1))
+    )
+    assert set(before) == set(after)
+    assert any(np.abs(before[name] - after[name]).max() > 0 for name in before)
+    assert run.step("leader", 1).record()["metrics"]["n_processes"] == 2
+
+
+def first_round(run: Run) -> None:
+    """Do what notebooks 02 and 03 do in round 1."""
+    step = run.step("annotation", 1).begin()
+    policy = Policy.load(run.params.model, run.step("seed_dpo").load("policy"))
+    prompts = preferences.prepare(run.params.data, run.params.root, run.seed).rounds[0]
+    responses = annotation.respond(policy, prompts, run.params.generation, step.seed)
+    responses = annotation.with_implicit_rewards(policy, responses, run.params.beta)
+    pairs = annotation.with_margins(annotation.rank(responses, by="implicit_reward"))
+    step.save("responses.parquet", responses)
+    step.save("pairs.parquet", pairs)
+    step.finish()
+    step = run.step("follower", 1).begin()
+    worst = follower.worst_case(pairs["margin"].to_numpy(), run.params.follower.radius)
+    step.save("worst_case.parquet", pairs[["prompt_id"]].join(pd.DataFrame(worst.per_pair())))
+    step.finish(worst.summary())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_reads_every_config_as_it_is_meant(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes == (2 if path.stem == "cpu" else 8)
+    assert (
+        str(config.distributed_type.value)
+        == {
+            "cpu": "MULTI_CPU",
+            "fsdp": "FSDP",
+            "deepspeed-zero3": "DEEPSPEED",
+        }[path.stem]
+    )
