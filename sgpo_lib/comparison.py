@@ -101,25 +101,37 @@ def paired_differences(
 ) -> pd.DataFrame:
     """Compare every variant's last policy with each baseline's, seed by seed, within groups.
 
+    Where there are several groups, such as labels without and with noise, each variant is also compared with itself
+    in the first group.
+
     Parameters
     ----------
     baselines : methods.
 
     Returns
     -------
-    DataFrame: `group`, `variant`, `baseline`, `mean`, `low`, `high`, `p_value` (paired t test, two-sided, not
-    adjusted for the number of comparisons) and `n_seeds`.
+    DataFrame: `group`, `variant`, `baseline` (a variant, or the first group), `mean`, `low`, `high`, `p_value`
+    (paired t test, two-sided, not adjusted for the number of comparisons) and `n_seeds`.
     """
     final = results[results["is_final"]]
+    groups = list(dict.fromkeys(final["group"]))
     rows = []
+
+    def compare(of_variant: pd.DataFrame, other: pd.DataFrame, baseline: str) -> None:
+        ours, theirs = of_variant.set_index("seed")[quantity], other.set_index("seed")[quantity]
+        interval = over_seeds((ours - theirs.loc[ours.index]).to_numpy(), confidence)
+        rows.append((*of_variant[["group", "variant"]].iloc[0], baseline, *interval, len(ours)))
+
     for baseline in baselines:
         for (group, variant), of_variant in final.groupby(["group", "variant"], sort=False):
             other = final[(final["group"] == group) & (final["method"] == baseline)]
-            if other.empty or other["variant"].iloc[0] == variant:
-                continue
-            ours, theirs = of_variant.set_index("seed")[quantity], other.set_index("seed")[quantity]
-            difference = (ours - theirs.loc[ours.index]).to_numpy()
-            rows.append((group, variant, other["variant"].iloc[0], *over_seeds(difference, confidence), len(ours)))
+            if len(other) and other["variant"].iloc[0] != variant:
+                compare(of_variant, other, other["variant"].iloc[0])
+    for group in groups[1:]:
+        for variant, of_variant in final[final["group"] == group].groupby("variant", sort=False):
+            other = final[(final["group"] == groups[0]) & (final["variant"] == variant)]
+            if len(other):
+                compare(of_variant, other, groups[0])
     columns = ["group", "variant", "baseline", "mean", "low", "high", "p_value", "n_seeds"]
     return pd.DataFrame(rows, columns=columns)
 

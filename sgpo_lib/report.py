@@ -94,7 +94,7 @@ def _as_text(row: Any, digits: int, sign: str = "") -> str:
 
 
 def write_study(folder: Path, study: Study, table: pd.DataFrame, verdicts: list[str]) -> None:
-    """Write a study's `table.md` (what was measured, and by which command) and, last, `summary.md` (and what it says)."""
+    """Write a study's `table.md`, what was measured and how, and, last, `summary.md`, which says what it means."""
     run = study.run(study.variants[0], study.seeds[0])
     n = len(study.seeds)
     note = (

@@ -97,8 +97,15 @@ def test_variants_are_compared_within_their_group_only():
     results = made_up(
         {("clean", "spa"): [0, 1], ("clean", "ssapo"): [1, 2], ("noisy", "spa"): [5, 6], ("noisy", "ssapo"): [5, 5]}
     )
-    differences = comparison.paired_differences(results, ["spa"]).set_index("group")["mean"]
-    assert differences.to_dict() == {"clean": 1.0, "noisy": -0.5}
+    differences = comparison.paired_differences(results, ["spa"])
+    against_spa = differences[differences["baseline"] == "spa"].set_index("group")["mean"]
+    assert against_spa.to_dict() == {"clean": 1.0, "noisy": -0.5}
+
+
+def test_each_variant_of_a_later_group_is_compared_with_itself_in_the_first():
+    results = made_up({("clean", "spa"): [0, 1], ("noisy", "spa"): [-1, -1]})
+    (row,) = comparison.paired_differences(results, ["spa"]).itertuples()
+    assert (row.group, row.variant, row.baseline, row.mean) == ("noisy", "spa", "clean", -1.5)
 
 
 def test_a_verdict_says_better_only_if_the_interval_excludes_0():
