@@ -52,7 +52,7 @@ def made_with(run: Run, command: str) -> str:
     packages = environment["packages"]
     return (
         f"Made by `{command}` on {environment['processor']}, {environment['cores']} cores; "
-        f"torch {packages['torch']}, trl {packages['trl']}."
+        f"torch {packages['torch']}, trl {packages['trl']}, commit {(environment['git_commit'] or 'unknown')[:9]}."
     )
 
 

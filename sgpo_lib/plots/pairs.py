@@ -33,7 +33,7 @@ def answers_by_policy(responses: pd.DataFrame, n_prompts: int) -> Styler:
 def _as_page(table: pd.DataFrame) -> Styler:
     numbers = dict.fromkeys(table.select_dtypes("number"), "{:+.2f}")
     words = [column for column in table if column not in numbers]
-    page = table.style.format(numbers).hide(axis="index").set_properties(**{"vertical-align": "top"})
+    page = table.style.format(numbers, escape="html").hide(axis="index").set_properties(**{"vertical-align": "top"})
     wrapped = {"white-space": "pre-wrap", "text-align": "left", "min-width": "11em"}
     return page.set_properties(subset=words, **wrapped)
 

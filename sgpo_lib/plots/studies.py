@@ -71,7 +71,7 @@ def rounds_compared(results: pd.DataFrame, audits: pd.DataFrame) -> Figure:
     """
     looks = _looks(results)
     trained = results[results["policy"] != "sft"]
-    trained = trained.assign(round=trained["policy"].str.extract(r"round-(\d+)", expand=False).fillna(0).astype(int))
+    trained = trained.assign(round=trained["policy"].str.extract(r"round-(\d+)", expand=False).fillna("0").astype(int))
     panels = [
         ("gold_reward", "gold reward", "after round"),
         ("kl", "KL to SFT (nats)", "after round"),

@@ -1,0 +1,63 @@
+"""Pictures show the numbers they are given, and a model's words are never taken for markup."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sgpo_lib import comparison, plots
+
+
+def results(n_seeds: int = 3) -> pd.DataFrame:
+    rows = []
+    for variant in ("self-dpo", "ssapo"):
+        for seed in range(n_seeds):
+            for t, policy in enumerate(("sft", "dpo", "round-1", "round-2")):
+                gold = 0.1 * t + 0.01 * seed + 0.05 * (variant == "ssapo")
+                row = {"group": "", "variant": variant, "method": variant, "seed": seed, "policy": policy}
+                row |= {"gold_reward": gold, "gold_reward_vs_sft": gold, "kl": 2.0 * t, "words": 30.0 - t}
+                rows.append(row | {"is_final": policy == "round-2"})
+    return pd.DataFrame(rows)
+
+
+def pairs(n_seeds: int = 3) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    parts = [
+        pd.DataFrame({"margin": np.sort(rng.normal(0.3, 0.3, 20)), "decile": np.repeat(np.arange(1, 11), 2)}).assign(
+            group="", variant=variant, seed=seed, round=t, moved=0.0, agrees_with_gold=rng.random(20) < 0.6
+        )
+        for variant in ("self-dpo", "ssapo")
+        for seed in range(n_seeds)
+        for t in (1, 2)
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.mark.parametrize("n_seeds", [1, 3])
+def test_every_picture_of_a_study_is_drawn_for_one_seed_and_for_several(n_seeds):
+    table = results(n_seeds)
+    differences = comparison.paired_differences(table, ["self-dpo"])
+    figures = [
+        plots.methods_compared(table, differences),
+        plots.rounds_compared(table, pairs(n_seeds)),
+        plots.reward_against_kl(table),
+        plots.labels_by_decile(pairs(n_seeds)),
+    ]
+    for figure in figures:
+        figure.draw_without_rendering()
+
+
+def test_paths_in_the_plane_of_reward_and_kl_are_means_over_seeds():
+    axis = plots.reward_against_kl(results()).axes[0]
+    path = next(line for line in axis.lines if line.get_label() == "ssapo")
+    np.testing.assert_allclose(path.get_xdata(), [0, 2, 4, 6])
+    np.testing.assert_allclose(path.get_ydata(), np.array([0.05, 0.15, 0.25, 0.35]) + 0.01)
+
+
+def test_a_models_words_are_shown_and_not_taken_for_markup():
+    table = pd.DataFrame(
+        {"prompt": [[{"role": "user", "content": "<b>?"}]], "chosen": ["<script>x</script>"], "rejected": ["a & b"]}
+    )
+    page = plots.side_by_side(table.assign(margin=0.5)).to_html()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "+0.50" in page
