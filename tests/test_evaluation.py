@@ -199,7 +199,7 @@ def test_sampled_kl_of_the_sft_model_is_0(policy):
 
 def test_preference_accuracy_counts_pairs_and_its_interval_draws_prompts():
     margins = pd.DataFrame({"policy": "dpo", "prompt_id": ["a"] * 8 + ["b", "c"], "margin": [1.0] * 8 + [-1.0, 0.0]})
-    accuracy = preference_accuracy(margins, n_bootstrap=500)["dpo"]
+    accuracy = preference_accuracy(margins, n_bootstrap=5000)["dpo"]
     assert accuracy["mean"] == pytest.approx(100 * 8.5 / 10)
     assert accuracy["low"] == 0  # some draws hold prompt b alone
     assert accuracy["high"] == 100
