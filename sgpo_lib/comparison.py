@@ -96,6 +96,23 @@ def final_means(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame
     return pd.DataFrame(rows, columns=["group", "variant", "quantity", "mean", "low", "high", "n_seeds"])
 
 
+def means_by_round(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """Average every policy of every variant over seeds.
+
+    Returns
+    -------
+    DataFrame, a row per variant, policy and quantity: `group`, `variant`, `policy`, `quantity`, `mean`, `low`,
+    `high`, `n_seeds`.
+    """
+    rows = []
+    for (group, variant, policy), of_policy in results.groupby(["group", "variant", "policy"], sort=False):
+        for quantity in ("gold_reward", *(name for name in QUANTITIES if name in results)):
+            interval = over_seeds(of_policy[quantity].to_numpy(), confidence)
+            rows.append((group, variant, policy, quantity, *interval[:3], len(of_policy)))
+    columns = ["group", "variant", "policy", "quantity", "mean", "low", "high", "n_seeds"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def paired_differences(
     results: pd.DataFrame, baselines: list[str], quantity: str = "gold_reward_vs_sft", confidence: float = 0.95
 ) -> pd.DataFrame:

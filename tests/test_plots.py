@@ -40,7 +40,7 @@ def test_every_picture_of_a_study_is_drawn_for_one_seed_and_for_several(n_seeds)
         plots.methods_compared(table, differences),
         plots.rounds_compared(table, pairs(n_seeds)),
         plots.reward_against_kl(table),
-        plots.labels_by_decile(pairs(n_seeds)),
+        plots.labels_by_decile(pairs(n_seeds), table["variant"]),
     ]
     for figure in figures:
         figure.draw_without_rendering()

@@ -1,5 +1,7 @@
 """Pictures of a study: variants held against each other over seeds, as `sgpo_lib.comparison` tabulates them."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -11,9 +13,9 @@ _CYCLE = [COLORS[name] for name in ("dpo", "reference", "accent", "gold", "leade
 _MARKERS = "osD^vPX*"
 
 
-def _looks(results: pd.DataFrame) -> dict[tuple[str, str], dict]:
-    """Give every variant of a study its colour and marker; a variant looks the same in all groups."""
-    variants = list(dict.fromkeys(results["variant"]))
+def _looks(variants: Iterable[str]) -> dict[str, dict]:
+    """Give every variant of a study its colour and marker; a variant looks the same in all groups and figures."""
+    variants = list(dict.fromkeys(variants))
     return {
         variant: {"color": _CYCLE[i % len(_CYCLE)], "marker": _MARKERS[i % len(_MARKERS)]}
         for i, variant in enumerate(variants)
@@ -39,7 +41,7 @@ def methods_compared(results: pd.DataFrame, differences: pd.DataFrame, confidenc
     rows = final.drop_duplicates(["group", "variant"])
     height = max(2.4, 0.34 * len(rows) + 0.9)
     figure, axes = new_figure(1, 1 + len(baselines), width=3.6, height=height, sharey=True, squeeze=False)
-    looks = _looks(results)
+    looks = _looks(results["variant"])
     places = {(row.group, row.variant): place for place, row in enumerate(rows.itertuples())}
     for (group, variant), of_variant in final.groupby(["group", "variant"], sort=False):
         values = of_variant["gold_reward_vs_sft"].to_numpy()
@@ -69,7 +71,7 @@ def rounds_compared(results: pd.DataFrame, audits: pd.DataFrame) -> Figure:
     results : as `sgpo_lib.comparison.results` returns them.
     audits : as `sgpo_lib.comparison.pairs_of_rounds` returns them.
     """
-    looks = _looks(results)
+    looks = _looks(results["variant"])
     trained = results[results["policy"] != "sft"]
     trained = trained.assign(round=trained["policy"].str.extract(r"round-(\d+)", expand=False).fillna("0").astype(int))
     panels = [
@@ -119,7 +121,7 @@ def reward_against_kl(results: pd.DataFrame) -> Figure:
     Where a path goes on to the right and no longer up, the policy is over-optimised.
     """
     figure, axis = new_figure(width=6.2, height=4)
-    looks = _looks(results)
+    looks = _looks(results["variant"])
     axis.scatter(
         results["kl"], results["gold_reward"], s=8, alpha=0.25, c=[looks[v]["color"] for v in results["variant"]]
     )
@@ -133,7 +135,7 @@ def reward_against_kl(results: pd.DataFrame) -> Figure:
     return figure
 
 
-def labels_by_decile(pairs: pd.DataFrame) -> Figure:
+def labels_by_decile(pairs: pd.DataFrame, variants: Iterable[str]) -> Figure:
     """Draw, by margin decile, how often the label is right and how much of its mass the follower moved.
 
     The follower helps where the errors are: if accuracy rises with the margin, low margins are the ones to
@@ -142,9 +144,10 @@ def labels_by_decile(pairs: pd.DataFrame) -> Figure:
     Parameters
     ----------
     pairs : as `sgpo_lib.comparison.pairs_of_rounds` returns them, with `agrees_with_gold`.
+    variants : all of the study in their order, so that they look as in its other figures.
     """
     figure, axes = new_figure(1, 2, width=4.6)
-    looks = _looks(pairs)
+    looks = _looks(variants)
     for (group, variant), of_variant in pairs.groupby(["group", "variant"], sort=False):
         for axis, column in zip(axes, ("agrees_with_gold", "moved"), strict=True):
             by_seed = of_variant.groupby(["decile", "seed"])[column].mean().unstack()
