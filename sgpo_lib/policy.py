@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -187,8 +188,7 @@ def generate(
     (log pi(y|x) at temperature 1) and `sampling_log_prob` (at the sampling temperature).
     """
     prompt_ids = dict(enumerate(policy.encode_prompts(prompts, max_prompt_length), first_index))
-    jobs = [(index, sample) for index in prompt_ids for sample in range(n_samples)]
-    jobs.sort(key=lambda job: len(prompt_ids[job[0]]), reverse=True)
+    longest_first = sorted(prompt_ids, key=lambda index: len(prompt_ids[index]), reverse=True)
     stop = policy.stop_tokens
     config = GenerationConfig(
         do_sample=False,
@@ -197,11 +197,13 @@ def generate(
         pad_token_id=policy.tokenizer.pad_token_id,
     )
     rows = []
-    with _generating_by(policy, config), tqdm(total=len(jobs), desc="generate", unit="response") as progress:
-        for start in range(0, len(jobs), batch_size):
-            batch = jobs[start : start + batch_size]
+    total, n_at_once = len(prompt_ids) * n_samples, max(1, batch_size // n_samples)
+    with _generating_by(policy, config), tqdm(total=total, desc="generate", unit="response") as progress:
+        for start in range(0, len(prompt_ids), n_at_once):
+            asked = longest_first[start : start + n_at_once]
+            batch = [(index, sample) for index in asked for sample in range(n_samples)]
             uniforms = np.stack([np.random.default_rng([seed, *job]).random(max_new_tokens) for job in batch])
-            inputs = _pad([prompt_ids[index] for index, _ in batch], policy)
+            inputs = _read_once(policy, _pad([prompt_ids[index] for index in asked], policy), n_samples)
             sampler = _Sampler(torch.from_numpy(uniforms).to(policy.device, torch.float32), temperature)
             output = policy.model.generate(**inputs, logits_processor=[sampler])
             tokens = output[:, inputs["input_ids"].shape[1] :].tolist()
@@ -226,6 +228,25 @@ def generate(
                 )
             progress.update(len(batch))
     return pd.DataFrame(rows).sort_values(["prompt_index", "sample"], ignore_index=True)
+
+
+def _read_once(policy: Policy, inputs: dict[str, torch.Tensor], n_samples: int) -> dict[str, Any]:
+    """Repeat each prompt for its samples, with the cache of a single pass over it where there are several."""
+    repeated = {name: tensor.repeat_interleave(n_samples, dim=0) for name, tensor in inputs.items()}
+    length = inputs["input_ids"].shape[1]
+    if n_samples == 1 or length < 2:
+        return repeated
+    mask = inputs["attention_mask"][:, :-1]
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = policy.model(
+        input_ids=inputs["input_ids"][:, :-1],
+        attention_mask=mask,
+        position_ids=positions,
+        use_cache=True,
+        logits_to_keep=1,
+    ).past_key_values
+    cache.batch_repeat_interleave(n_samples)
+    return repeated | {"past_key_values": cache}
 
 
 @contextlib.contextmanager
