@@ -13,8 +13,9 @@ from sgpo_lib import hub
 from sgpo_lib import plan as planning
 from sgpo_lib.embedded import EMBEDDED_MODELS, folder_of
 from sgpo_lib.params import LoraParams, ModelParams, load_params
-from sgpo_lib.plan import KNOWN_CONFIGS, Lengths, Shape, find_config, find_machine, main, memory, stages
+from sgpo_lib.plan import Lengths, find_machine, main, memory, stages
 from sgpo_lib.policy import Policy
+from sgpo_lib.shape import KNOWN_CONFIGS, Shape, find_config
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = {
@@ -207,7 +208,7 @@ def test_times_predicted_from_two_steps_are_near_those_measured():
 def test_plan_says_cost_bounds_and_where_the_sizes_are_from(capsys):
     main([str(ROOT / "params" / "mistral-7b-lora.yaml"), "--gpu", "H100-80GB", "--price", "2.5"])
     said = capsys.readouterr().out
-    for text in ("the table in sgpo_lib/plan.py", "upper bounds", "the price that you gave", "**Fits**", "| leader 3"):
+    for text in ("the table in sgpo_lib/shape.py", "upper bounds", "the price that you gave", "**Fits**", "| leader 3"):
         assert text in said
 
 
