@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import write_tiny_params
 
 from sgpo_lib.run import STEPS, Run
@@ -130,6 +131,24 @@ def test_a_study_leaves_its_tables_figures_and_raw_numbers(studied):
     names = {path.name for path in folder.iterdir()}
     assert {"summary.md", "results.csv", "means.csv", "differences.csv", "compared.png", "rounds.png"} <= names
     assert "one seed, so nothing can be said" in (folder / "summary.md").read_text()
+
+
+def test_labelled_pairs_of_ones_own_go_through_every_notebook_and_end_with_a_preference_accuracy(tiny_root):
+    params_file = tiny_root("labelled")
+    root = params_file.parent.parent
+    texts = [("I love it.", "No."), ("Yes, gladly.", "I hate rain."), ("It rains.", "Never.")]
+    rows = [{"prompt": f"Question {i}?", "chosen": a, "rejected": b} for i in range(9) for a, b in texts[: 1 + i % 3]]
+    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"source": "pairs.jsonl", "n_seed": 3, "n_prompts": [3], "n_evaluation": 3, "n_calibration": 0}
+    values = yaml.safe_load(params_file.read_text()) | {"data": data, "gold": None}
+    params_file.write_text(yaml.safe_dump(values))
+    _finish(_snakemake(params_file))
+    summary = Run.open(params_file).step("evaluation").load("summary.json")
+    for policy in ("dpo", "round-1"):
+        accuracy = summary[policy]["preference_accuracy"]
+        assert 0 <= accuracy["low"] <= accuracy["mean"] <= accuracy["high"] <= 100
+    assert "gold_reward" not in summary["dpo"]
+    assert (root / "figures" / "tiny" / "summary.md").exists()
 
 
 def test_figures_that_come_with_the_repository_do_not_stand_in_for_a_run(tiny_root):
