@@ -20,6 +20,7 @@ QUANTITIES = {
     "length_controlled_win_rate": "LC win rate %",
     "words": "words",
     "kl": "KL to SFT (nats)",
+    "preference_accuracy": "preference accuracy %",
 }
 """What is tabulated, with its heading."""
 

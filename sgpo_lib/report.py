@@ -71,7 +71,7 @@ def write_run(folder: Path, run: Run, summary_table: pd.DataFrame, timing: pd.Da
 
 def study_table(means: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
     """Lay a study out as text, `mean [low, high]`: a row per variant, a column per quantity and baseline."""
-    digits = {"gold_reward_vs_sft": 3, "win_rate": 1, "length_controlled_win_rate": 1, "words": 1, "kl": 1}
+    digits = {name: 3 if name == "gold_reward_vs_sft" else 1 for name in QUANTITIES}
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for row in means.itertuples():
         text = _as_text(row, digits[row.quantity])
