@@ -178,7 +178,7 @@ def test_killed_at_any_moment_the_graph_resumes_to_the_same_artefacts(finished, 
                     _load(params_file, record, artefact)
     _finish(_snakemake(params_file))
     resumed, undisturbed = _artefacts(root / "runs"), _artefacts(finished.parent.parent / "runs")
-    assert len(resumed) > 20
+    assert len(resumed) >= 20
     assert resumed == {path: undisturbed.get(path) for path in resumed}  # a study may have run beside it
 
 
