@@ -10,7 +10,7 @@ RUN = $(basename $(notdir $(PARAMS)))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export TOKENIZERS_PARALLELISM = false
 export PYTHONWARNINGS = ignore::FutureWarning
-# glibc returns every large tensor to the system and has the next one paged in again: a third of a training step.
+# glibc returns every large tensor to the system and has the next one paged in again.
 export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 100000000000
 export MALLOC_TOP_PAD_ = 268435456
