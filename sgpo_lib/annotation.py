@@ -200,28 +200,6 @@ def rescore(policy: Policy, pairs: pd.DataFrame, beta: float | None = None) -> p
     return with_margins(pairs)
 
 
-def held_out_margins(policy: Policy, pairs: pd.DataFrame, params: Params) -> pd.DataFrame:
-    """Margins of labelled pairs under a trained policy: negative where its implicit reward contradicts the label.
-
-    Parameters
-    ----------
-    pairs : N rows with `prompt_id`, `prompt`, `chosen` and `rejected` (texts), which it was not trained on.
-
-    Returns
-    -------
-    DataFrame with `prompt_id` and `margin` (reward units).
-    """
-    pairs = encode_pairs(policy, pairs, params.generation.max_prompt_length)
-    for side in ("chosen", "rejected"):
-        pairs[f"{side}_reference_log_prob"] = sequence_log_probs(
-            policy, pairs["prompt_ids"].tolist(), pairs[f"{side}_ids"].tolist(), reference=True
-        )
-        pairs[f"{side}_implicit_reward"] = params.beta * (
-            pairs[f"{side}_log_prob"] - pairs[f"{side}_reference_log_prob"]
-        )
-    return with_margins(pairs)[["prompt_id", "margin"]]
-
-
 def join(parts: list[pd.DataFrame]) -> pd.DataFrame:
     """Put the pairs of several rounds into one table, in the order given."""
     return pd.concat(parts, ignore_index=True)

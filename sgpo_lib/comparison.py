@@ -21,8 +21,16 @@ QUANTITIES = {
     "words": "words",
     "kl": "KL to SFT (nats)",
     "preference_accuracy": "preference accuracy %",
+    "length_balanced_accuracy": "length-balanced accuracy %",
 }
 """What is tabulated, with its heading."""
+
+LENGTH_CONTROLLED = {
+    "gold_reward_vs_sft": "length_controlled_win_rate",
+    "preference_accuracy": "length_balanced_accuracy",
+    "win_rate": "length_controlled_win_rate",
+}
+"""What methods are compared by, the best known first, and the measure beside it that length does not sway."""
 
 
 class Interval(NamedTuple):
@@ -81,6 +89,11 @@ def results(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def measure(results: pd.DataFrame) -> str | None:
+    """Return the quantity to compare by: the best known of `LENGTH_CONTROLLED`, None where nobody judged."""
+    return next((quantity for quantity in LENGTH_CONTROLLED if quantity in results), None)
+
+
 def final_means(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """Average every variant's last policy over seeds.
 
@@ -115,7 +128,7 @@ def means_by_round(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
 
 
 def paired_differences(
-    results: pd.DataFrame, baselines: list[str], quantity: str = "gold_reward_vs_sft", confidence: float = 0.95
+    results: pd.DataFrame, baselines: list[str], quantity: str | None, confidence: float = 0.95
 ) -> pd.DataFrame:
     """Compare every variant's last policy with each baseline's, seed by seed, within groups.
 
@@ -125,6 +138,7 @@ def paired_differences(
     Parameters
     ----------
     baselines : methods.
+    quantity : of `QUANTITIES`; None, where nothing is known to compare by, compares nothing.
 
     Returns
     -------
@@ -132,7 +146,7 @@ def paired_differences(
     (paired t test, two-sided, not adjusted for the number of comparisons) and `n_seeds`.
     """
     final = results[results["is_final"]]
-    groups = list(dict.fromkeys(final["group"]))
+    baselines, groups = (baselines, list(dict.fromkeys(final["group"]))) if quantity else ([], [])
     rows = []
 
     def compare(of_variant: pd.DataFrame, other: pd.DataFrame, baseline: str) -> None:

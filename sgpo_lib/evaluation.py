@@ -83,25 +83,40 @@ def summarize(judgements: pd.DataFrame, confidence: float = 0.95, n_bootstrap: i
 
 def preference_accuracy(
     margins: pd.DataFrame, confidence: float = 0.95, n_bootstrap: int = 10_000
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, dict[str, float]]]:
     """How often each policy's implicit reward orders labelled pairs as people did, in per cent.
 
     Parameters
     ----------
-    margins : rows with `policy`, `prompt_id` and `margin` (chosen less rejected, reward units); 0 counts half.
+    margins : rows with `policy`, `prompt_id`, `margin` (chosen less rejected, reward units; 0 counts half) and
+        `extra_characters` (chosen less rejected).
 
     Returns
     -------
-    `{policy: {"mean", "low", "high"}}` over pairs, with a bootstrap that draws prompts and with each all its pairs:
-    pairs of one prompt share its difficulty, and often an answer.
+    `{policy: {quantity: {"mean", "low", "high"}}}`. `preference_accuracy` is over pairs. Where labels favour
+    length, so does that; `length_balanced_accuracy` is the mean of the accuracies on pairs whose longer and whose
+    shorter answer was chosen, 50 for a reward that is length alone; it is left out where there are none of either.
+    The bootstrap draws prompts and with each all its pairs: they share its difficulty, and often an answer.
     """
-    right = margins.assign(right=50 * (np.sign(margins["margin"]) + 1))
+    right = margins.assign(
+        right=50 * (np.sign(margins["margin"]) + 1),
+        longer=margins["extra_characters"] > 0,
+        shorter=margins["extra_characters"] < 0,
+    )
     found = {}
     for policy, rows in right.groupby("policy", sort=False):
-        sums = rows.groupby("prompt_id")["right"].agg(["sum", "size"]).to_numpy()
-        draws = np.random.default_rng(0).integers(len(sums), size=(n_bootstrap, len(sums)))
-        totals = sums[draws].sum(axis=1)
-        found[str(policy)] = _interval(rows["right"].mean(), totals[:, 0] / totals[:, 1], confidence)
+        prompts = rows["prompt_id"].factorize()[0]
+        draws = np.random.default_rng(0).integers(prompts.max() + 1, size=(n_bootstrap, prompts.max() + 1))
+
+        def accuracy(chosen: pd.Series, rows=rows, prompts=prompts, draws=draws) -> tuple[float, np.ndarray]:
+            sums, sizes = np.bincount(prompts, rows["right"] * chosen), np.bincount(prompts, chosen)
+            with np.errstate(invalid="ignore"):  # draws without such a pair
+                return rows["right"][chosen].mean(), sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
+
+        found[str(policy)] = {"preference_accuracy": _interval(*accuracy(rows["right"].notna()), confidence)}
+        if rows["longer"].any() and rows["shorter"].any():
+            balanced = [sum(part) / 2 for part in zip(accuracy(rows["longer"]), accuracy(rows["shorter"]), strict=True)]
+            found[str(policy)]["length_balanced_accuracy"] = _interval(*balanced, confidence)
     return found
 
 
@@ -168,7 +183,7 @@ def _fit_length_control(wins: np.ndarray, delta: np.ndarray, strength: float | N
 
 
 def _interval(mean: float, resampled: np.ndarray, confidence: float) -> dict[str, float]:
-    low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.nanquantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
     return {"mean": float(mean), "low": float(low), "high": float(high)}
 
 
@@ -182,6 +197,7 @@ def summary_table(summary: dict[str, Any]) -> pd.DataFrame:
         "words": ("words", 1),
         "kl": ("KL to SFT (nats)", 2),
         "preference_accuracy": ("preference accuracy %", 1),
+        "length_balanced_accuracy": ("length-balanced accuracy %", 1),
     }
     rows = {}
     for policy, values in summary.items():

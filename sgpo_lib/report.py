@@ -93,12 +93,12 @@ def _as_text(row: Any, digits: int, sign: str = "") -> str:
     return f"{row.mean:{sign}.{digits}f} [{row.low:{sign}.{digits}f}, {row.high:{sign}.{digits}f}]"
 
 
-def write_study(folder: Path, study: Study, table: pd.DataFrame, verdicts: list[str]) -> None:
+def write_study(folder: Path, study: Study, table: pd.DataFrame, verdicts: list[str], quantity: str | None) -> None:
     """Write a study's `table.md`, what was measured and how, and, last, `summary.md`, which says what it means."""
     run = study.run(study.variants[0], study.seeds[0])
-    n = len(study.seeds)
+    n, compared = len(study.seeds), QUANTITIES[quantity] if quantity else "nothing"
     note = (
-        f"Means over {n} seed{'s' * (n > 1)} with 95% t intervals over seeds; differences in gold reward, paired by "
+        f"Means over {n} seed{'s' * (n > 1)} with 95% t intervals over seeds; differences in {compared}, paired by "
         f"seed and not adjusted for their number. {made_with(run, f'make study NAME={study.name}')}"
     )
     measured = f"{table.to_markdown(disable_numparse=True)}\n\n{note}\n"

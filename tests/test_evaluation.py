@@ -197,12 +197,26 @@ def test_sampled_kl_of_the_sft_model_is_0(policy):
     np.testing.assert_allclose(sampled_kl(policy, responses, 0.7), 0, atol=1e-4)
 
 
+def _margins(**columns) -> pd.DataFrame:
+    return pd.DataFrame({"policy": "dpo", "extra_characters": 1} | columns)
+
+
 def test_preference_accuracy_counts_pairs_and_its_interval_draws_prompts():
-    margins = pd.DataFrame({"policy": "dpo", "prompt_id": ["a"] * 8 + ["b", "c"], "margin": [1.0] * 8 + [-1.0, 0.0]})
-    accuracy = preference_accuracy(margins, n_bootstrap=5000)["dpo"]
+    margins = _margins(prompt_id=["a"] * 8 + ["b", "c"], margin=[1.0] * 8 + [-1.0, 0.0])
+    found = preference_accuracy(margins, n_bootstrap=5000)["dpo"]
+    accuracy = found["preference_accuracy"]
     assert accuracy["mean"] == pytest.approx(100 * 8.5 / 10)
     assert accuracy["low"] == 0  # some draws hold prompt b alone
     assert accuracy["high"] == 100
+    assert "length_balanced_accuracy" not in found  # no shorter answer was chosen
+
+
+def test_a_reward_that_is_length_alone_has_a_balanced_accuracy_of_50():
+    extra = np.array([30, 20, 9, 4, 2, 7, -3, -5])
+    margins = _margins(prompt_id=list("aabbccdd"), margin=0.1 * extra, extra_characters=extra)
+    found = preference_accuracy(margins, n_bootstrap=500)["dpo"]
+    assert found["preference_accuracy"]["mean"] == 75
+    assert found["length_balanced_accuracy"] == {"mean": 50, "low": 50, "high": 50}
 
 
 def test_margins_of_held_out_pairs_are_those_of_the_implicit_reward(policy, tiny_params_file):
@@ -213,6 +227,11 @@ def test_margins_of_held_out_pairs_are_those_of_the_implicit_reward(policy, tiny
     prompt = [{"role": "user", "content": "How is it?"}]
     pairs = pd.DataFrame({"prompt_id": ["a"], "prompt": [prompt], "chosen": ["Good."], "rejected": ["Bad, I fear."]})
     swapped = pairs.rename(columns={"chosen": "rejected", "rejected": "chosen"})
-    margin = annotation.held_out_margins(policy, pairs, params)["margin"].item()
-    assert margin == pytest.approx(-annotation.held_out_margins(policy, swapped, params)["margin"].item(), abs=1e-5)
-    assert abs(margin) > 1e-3
+
+    def margin(pairs: pd.DataFrame) -> float:
+        with policy.model.disable_adapter():
+            known = annotation.labelled(policy, pairs, params, seed=0)
+        return annotation.rescore(policy, known, params.beta)["margin"].item()
+
+    assert margin(pairs) == pytest.approx(-margin(swapped), abs=1e-5)
+    assert abs(margin(pairs)) > 1e-3

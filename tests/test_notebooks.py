@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from conftest import write_tiny_params
@@ -29,13 +30,11 @@ def _snakemake(params_file: Path, *options: str, study: Path | None = None) -> s
         str(REPOSITORY / "Snakefile"),
         "--directory",
         str(root),
-    ]
-    command += [
+        *(options or ["--quiet"]),
         "--cores",
         "2",
         "--rerun-incomplete",
         "--nolock",
-        *(options or ["--quiet"]),
         "--config",
         f"study={study}" if study else f"params={params_file}",
     ]
@@ -87,6 +86,7 @@ def test_the_graph_runs_every_notebook_and_leaves_summary_and_figures(finished):
     assert {"gains.png", "worst_case.png", "self_labels.png", "summary.md", "results.json", "timing.md"} <= figures
     executed = list(run.folder.rglob("notebooks/**/*.ipynb"))
     assert len(executed) == 9
+    assert {"regret_constants.md", "regret_against_shift.png"} <= {path.name for path in (root / "figures").iterdir()}
     for notebook in executed:
         outputs = [o for cell in json.loads(notebook.read_text())["cells"] for o in cell.get("outputs", [])]
         assert not [o for o in outputs if o["output_type"] == "error"], notebook
@@ -133,7 +133,7 @@ def test_a_study_leaves_its_tables_figures_and_raw_numbers(studied):
     assert "one seed, so nothing can be said" in (folder / "summary.md").read_text()
 
 
-def test_labelled_pairs_of_ones_own_go_through_every_notebook_and_end_with_a_preference_accuracy(tiny_root):
+def test_labelled_pairs_of_ones_own_go_through_the_graph_and_methods_are_compared_by_accuracy(tiny_root):
     params_file = tiny_root("labelled")
     root = params_file.parent.parent
     texts = [("I love it.", "No."), ("Yes, gladly.", "I hate rain."), ("It rains.", "Never.")]
@@ -142,13 +142,18 @@ def test_labelled_pairs_of_ones_own_go_through_every_notebook_and_end_with_a_pre
     data = {"source": "pairs.jsonl", "n_seed": 3, "n_prompts": [3], "n_evaluation": 3, "n_calibration": 0}
     values = yaml.safe_load(params_file.read_text()) | {"data": data, "gold": None}
     params_file.write_text(yaml.safe_dump(values))
-    _finish(_snakemake(params_file))
-    summary = Run.open(params_file).step("evaluation").load("summary.json")
+    study = root / "labels.yaml"
+    variants = [{"method": "dpo"}, {"method": "self-dpo"}]
+    study.write_text(json.dumps({"params": str(params_file), "seeds": [0], "baselines": ["dpo"], "variants": variants}))
+    _finish(_snakemake(params_file, study=study))
+    summary = Run.open(params_file, method="self-dpo").step("evaluation").load("summary.json")
     for policy in ("dpo", "round-1"):
         accuracy = summary[policy]["preference_accuracy"]
         assert 0 <= accuracy["low"] <= accuracy["mean"] <= accuracy["high"] <= 100
     assert "gold_reward" not in summary["dpo"]
-    assert (root / "figures" / "tiny" / "summary.md").exists()
+    gain = summary["round-1"]["preference_accuracy"]["mean"] - summary["dpo"]["preference_accuracy"]["mean"]
+    differences = pd.read_csv(root / "figures" / "studies" / "labels" / "differences.csv")
+    assert differences["mean"].tolist() == pytest.approx([gain])
 
 
 def test_figures_that_come_with_the_repository_do_not_stand_in_for_a_run(tiny_root):
@@ -166,8 +171,10 @@ def test_killed_at_any_moment_the_graph_resumes_to_the_same_artefacts(finished, 
     """Also the test of reproducibility: a second run of the same seed, interrupted, ends byte for byte alike."""
     params_file = tiny_root("killed")
     root = params_file.parent.parent
-    for seconds in (14, 23, 31):
-        process = _snakemake(params_file)
+    seed_0 = Run.open(params_file)
+    wanted = [str(step.record_file) for step in (seed_0.step("leader", 1), seed_0.seed_only.step("evaluation"))]
+    for seconds in (12, 18, 16):
+        process = _snakemake(params_file, *wanted)
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -176,10 +183,10 @@ def test_killed_at_any_moment_the_graph_resumes_to_the_same_artefacts(finished, 
             if record.stem in STEPS:
                 for artefact in json.loads(record.read_text())["outputs"]:
                     _load(params_file, record, artefact)
-    _finish(_snakemake(params_file))
+    _finish(_snakemake(params_file, *wanted))
     resumed, undisturbed = _artefacts(root / "runs"), _artefacts(finished.parent.parent / "runs")
-    assert len(resumed) >= 20
-    assert resumed == {path: undisturbed.get(path) for path in resumed}  # a study may have run beside it
+    assert len(resumed) == 13
+    assert resumed == {path: undisturbed.get(path) for path in resumed}
 
 
 def _load(params_file: Path, record: Path, artefact: str) -> None:
@@ -218,11 +225,3 @@ def test_a_notebook_run_before_its_inputs_says_which_one_makes_them(tiny_root):
     )
     assert done.returncode != 0
     assert "run notebook 01_seed_dpo first" in done.stderr
-
-
-def test_the_regret_notebook_runs_and_draws(tmp_path):
-    notebook = REPOSITORY / "notebooks" / "06_regret_bounds.ipynb"
-    command = [sys.executable, "-m", "papermill", notebook, tmp_path / "out.ipynb", "-p", "figures_dir", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert {"regret_constants.md", "regret_against_shift.png"} <= {path.name for path in tmp_path.iterdir()}

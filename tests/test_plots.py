@@ -35,9 +35,9 @@ def pairs(n_seeds: int = 3) -> pd.DataFrame:
 @pytest.mark.parametrize("n_seeds", [1, 3])
 def test_every_picture_of_a_study_is_drawn_for_one_seed_and_for_several(n_seeds):
     table = results(n_seeds)
-    differences = comparison.paired_differences(table, ["self-dpo"])
+    differences = comparison.paired_differences(table, ["self-dpo"], "gold_reward_vs_sft")
     figures = [
-        plots.methods_compared(table, differences),
+        plots.methods_compared(table, differences, "gold_reward_vs_sft"),
         plots.rounds_compared(table, pairs(n_seeds)),
         plots.reward_against_kl(table),
         plots.labels_by_decile(pairs(n_seeds), table["variant"]),

@@ -87,7 +87,7 @@ def made_up(gains: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
 def test_differences_are_paired_by_seed_so_that_common_luck_cancels():
     luck = np.array([-3.0, 0.0, 3.0, 1.0])
     results = made_up({("", "spa"): luck, ("", "ssapo"): luck + 0.1 + np.array([0.01, -0.01, 0.0, 0.0])})
-    (row,) = comparison.paired_differences(results, ["spa"]).itertuples()
+    (row,) = comparison.paired_differences(results, ["spa"], "gold_reward_vs_sft").itertuples()
     assert (row.variant, row.baseline, row.n_seeds) == ("ssapo", "spa", 4)
     assert row.mean == pytest.approx(0.1)
     assert 0.05 < row.low < 0.1 < row.high < 0.15
@@ -97,14 +97,20 @@ def test_variants_are_compared_within_their_group_only():
     results = made_up(
         {("clean", "spa"): [0, 1], ("clean", "ssapo"): [1, 2], ("noisy", "spa"): [5, 6], ("noisy", "ssapo"): [5, 5]}
     )
-    differences = comparison.paired_differences(results, ["spa"])
+    differences = comparison.paired_differences(results, ["spa"], "gold_reward_vs_sft")
     against_spa = differences[differences["baseline"] == "spa"].set_index("group")["mean"]
     assert against_spa.to_dict() == {"clean": 1.0, "noisy": -0.5}
 
 
+def test_where_nobody_judged_nothing_is_compared():
+    results = made_up({("clean", "spa"): [0, 1], ("noisy", "spa"): [5, 6]}).drop(columns="gold_reward_vs_sft")
+    assert comparison.measure(results) is None
+    assert comparison.paired_differences(results, ["spa"], None).empty
+
+
 def test_each_variant_of_a_later_group_is_compared_with_itself_in_the_first():
     results = made_up({("clean", "spa"): [0, 1], ("noisy", "spa"): [-1, -1]})
-    (row,) = comparison.paired_differences(results, ["spa"]).itertuples()
+    (row,) = comparison.paired_differences(results, ["spa"], "gold_reward_vs_sft").itertuples()
     assert (row.group, row.variant, row.baseline, row.mean) == ("noisy", "spa", "clean", -1.5)
 
 
@@ -117,7 +123,7 @@ def test_a_verdict_says_better_only_if_the_interval_excludes_0():
             ("", "ipo"): [-1, -1, -0.8],
         }
     )
-    lines = comparison.verdicts(comparison.paired_differences(results, ["dpo"]))
+    lines = comparison.verdicts(comparison.paired_differences(results, ["dpo"], "gold_reward_vs_sft"))
     endings = {line.split(" against")[0]: line.rsplit("seeds: ", 1)[1] for line in lines}
     assert endings == {
         "ssapo": "better at 95%.",
@@ -128,8 +134,8 @@ def test_a_verdict_says_better_only_if_the_interval_excludes_0():
 
 def test_the_table_of_a_study_has_a_row_per_variant_and_a_column_per_baseline():
     results = made_up({("", "dpo"): [0.0, 0.2], ("", "ssapo"): [1.0, 1.1]})
-    means, differences = comparison.final_means(results), comparison.paired_differences(results, ["dpo"])
-    table = report.study_table(means, differences)
+    differences = comparison.paired_differences(results, ["dpo"], "gold_reward_vs_sft")
+    table = report.study_table(comparison.final_means(results), differences)
     assert list(table.index) == ["dpo", "ssapo"]
     assert table.loc["ssapo", "vs dpo (paired)"].startswith("+0.950 [")
     assert table.loc["dpo", "vs dpo (paired)"] == ""

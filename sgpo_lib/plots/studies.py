@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sgpo_lib.comparison import over_seeds
+from sgpo_lib.comparison import QUANTITIES, over_seeds
 from sgpo_lib.plots.style import COLORS, new_figure
 
 _CYCLE = [COLORS[name] for name in ("dpo", "reference", "accent", "gold", "leader", "follower", "sky", "bound")]
@@ -29,8 +29,10 @@ def _names(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def methods_compared(results: pd.DataFrame, differences: pd.DataFrame, confidence: float = 0.95) -> Figure:
-    """Draw every variant's gain in gold reward and its paired differences to the baselines.
+def methods_compared(
+    results: pd.DataFrame, differences: pd.DataFrame, quantity: str, confidence: float = 0.95
+) -> Figure:
+    """Draw one quantity of every variant and its paired differences to the baselines.
 
     Parameters
     ----------
@@ -44,9 +46,9 @@ def methods_compared(results: pd.DataFrame, differences: pd.DataFrame, confidenc
     looks = _looks(results["variant"])
     places = {(row.group, row.variant): place for place, row in enumerate(rows.itertuples())}
     for (group, variant), of_variant in final.groupby(["group", "variant"], sort=False):
-        values = of_variant["gold_reward_vs_sft"].to_numpy()
+        values = of_variant[quantity].to_numpy()
         _interval(axes[0, 0], places[group, variant], over_seeds(values, confidence), values, looks[variant])
-    axes[0, 0].set(xlabel="gold reward, gain over SFT", title="Gain")
+    axes[0, 0].set(xlabel=QUANTITIES[quantity])
     axes[0, 0].set_yticks(range(len(rows)), _names(rows))
     axes[0, 0].invert_yaxis()
     for axis, baseline in zip(axes[0, 1:], baselines, strict=True):
