@@ -7,6 +7,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
 RUN = $(basename $(notdir $(PARAMS)))
+ROOT = $(patsubst %params/,%,$(dir $(PARAMS)))
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export TOKENIZERS_PARALLELISM = false
 export PYTHONWARNINGS = ignore::FutureWarning
@@ -41,10 +42,10 @@ setup: .venv/.complete  ## create .venv with pinned dependencies
 reproduce: .venv/.complete  ## run everything that is not up to date
 	@snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress \
 		--config params=$(PARAMS) seeds=$(SEEDS) methods=$(METHODS)
-	@echo; cat figures/$(RUN)/summary.md; echo
-	@echo "executed notebooks  runs/$(RUN)/seed-*/notebooks/"
-	@echo "summary             $(foreach m,$(subst $(comma), ,$(METHODS)),runs/$(RUN)/seed-*/$(m)/evaluation/summary.json)"
-	@echo "figures             figures/$(RUN)/"
+	@echo; cat $(ROOT)figures/$(RUN)/summary.md; echo
+	@echo "executed notebooks  $(ROOT)runs/$(RUN)/seed-*/notebooks/"
+	@echo "summary             $(foreach m,$(subst $(comma), ,$(METHODS)),$(ROOT)runs/$(RUN)/seed-*/$(m)/evaluation/summary.json)"
+	@echo "figures             $(ROOT)figures/$(RUN)/"
 
 study: .venv/.complete  ## run a study, one thread a notebook and as many notebooks as cores
 	@snakemake --cores $(CORES) --rerun-incomplete --nolock --keep-going --quiet host progress \
@@ -58,7 +59,8 @@ plan: .venv/.complete  ## tokens, FLOPs, hours, cost and memory of a run, before
 	@python -m sgpo_lib.plan $(PARAMS) $(if $(GPU),--gpu $(GPU)) $(if $(N_GPUS),--n-gpus $(N_GPUS)) \
 		$(if $(N_GENERATING),--n-generating $(N_GENERATING)) $(if $(PRICE),--price $(PRICE)) \
 		$(if $(PROMPT_TOKENS),--prompt-tokens $(PROMPT_TOKENS)) \
-		$(if $(RESPONSE_TOKENS),--response-tokens $(RESPONSE_TOKENS))
+		$(if $(RESPONSE_TOKENS),--response-tokens $(RESPONSE_TOKENS)) \
+		$(if $(PAIRS_PER_PROMPT),--pairs-per-prompt $(PAIRS_PER_PROMPT))
 
 figures: .venv/.complete  ## regenerate figures/ from the runs there are
 	snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress --forcerun figures regret \

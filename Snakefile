@@ -7,6 +7,7 @@ What is up to date is not run again; what a kill left incomplete is. A change of
 reads, or of its notebook, runs that step and what depends on it again.
 """
 
+import functools
 import hashlib
 import json
 import shlex
@@ -40,7 +41,7 @@ EVALUATIONS = [
     for variant in STUDY.variants
 ]
 REGRET_NOTEBOOK = f"{RUNS}/notebooks/06_regret_bounds.ipynb"
-FIGURES_DIR = config.get("figures", "figures")
+FIGURES_DIR = STUDY.root / config.get("figures", "figures")
 FIGURES = f"{FIGURES_DIR}/studies/{STUDY.name}" if "study" in config else f"{FIGURES_DIR}/{STUDY.name}"
 DRAWN = {
     "study": config.get("study"),
@@ -48,7 +49,7 @@ DRAWN = {
     "seeds": STUDY.seeds,
     "methods": [variant.method for variant in STUDY.variants],
     "overrides": STUDY.variants[0].overrides,
-    "figures_dir": str(Path(FIGURES).parent),
+    "figures_dir": str(FIGURES_DIR),
 }
 
 
@@ -81,8 +82,20 @@ def code_of(notebook):
 
 
 def made_by(name):
-    """What a step is made from besides its inputs: its params and its notebook's code."""
-    return lambda w: json.dumps([step(name, w).params, code_of(STEPS[name].notebook)], sort_keys=True)
+    """What a step is made from besides its inputs: its params, its data file and its notebook's code."""
+
+    def sources(w):
+        made = step(name, w)
+        data = {"data": hash_of(made.data_file)} if made.data_file else {}
+        return json.dumps([made.params | data, code_of(STEPS[name].notebook)], sort_keys=True)
+
+    return sources
+
+
+@functools.cache
+def hash_of(file):
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def needs(name):
@@ -104,14 +117,15 @@ def papermill(name):
 
 def hand_in(command, files, output):
     """Where a storage provider stands between the graph and the files (Kubernetes), give it its copies of them."""
-    copies = [f"cp {file} {copy}" for file, copy in zip(files, output, strict=True) if Path(file) != Path(copy)]
+    copies = [shlex.join(["cp", str(file), str(copy)]) for file, copy in zip(files, output, strict=True) if Path(file) != Path(copy)]
     return " && ".join([command, *copies])
 
 
 def execute(notebook, executed, values):
     executed.parent.mkdir(parents=True, exist_ok=True)
     source = Path(workflow.basedir, "notebooks", f"{notebook}.ipynb")
-    return f"papermill --no-request-save-on-cell-execute {source} {executed} -y {shlex.quote(json.dumps(values))}"
+    command = ["papermill", "--no-request-save-on-cell-execute", source, executed, "-y", json.dumps(values)]
+    return shlex.join(map(str, command))
 
 
 rule all:
@@ -185,7 +199,7 @@ rule figures:
             [f"{FIGURES}/summary.md"],
             output,
         ),
-        made_by=code_of("07_paper_figures"),
+        made_by=json.dumps([STUDY.model_dump(), str(FIGURES_DIR), code_of("07_paper_figures")], sort_keys=True),
     message: "07 figures"
     shell: "{params.run}"
 
@@ -194,10 +208,10 @@ rule regret:
     output: REGRET_NOTEBOOK, f"{FIGURES_DIR}/regret_constants.md"
     params:
         run=lambda w, output: hand_in(
-            execute("06_regret_bounds", Path(REGRET_NOTEBOOK), {"figures_dir": FIGURES_DIR}),
+            execute("06_regret_bounds", Path(REGRET_NOTEBOOK), {"figures_dir": str(FIGURES_DIR)}),
             [REGRET_NOTEBOOK, f"{FIGURES_DIR}/regret_constants.md"],
             output,
         ),
-        made_by=code_of("06_regret_bounds"),
+        made_by=json.dumps([str(FIGURES_DIR), code_of("06_regret_bounds")]),
     message: "06 regret bounds"
     shell: "{params.run}"

@@ -154,10 +154,11 @@ def paired_differences(
         interval = over_seeds((ours - theirs.loc[ours.index]).to_numpy(), confidence)
         rows.append((*of_variant[["group", "variant"]].iloc[0], baseline, *interval, len(ours)))
 
-    for baseline in baselines:
-        for (group, variant), of_variant in final.groupby(["group", "variant"], sort=False):
+    for number, baseline in enumerate(baselines):
+        for (group, _), of_variant in final.groupby(["group", "variant"], sort=False):
             other = final[(final["group"] == group) & (final["method"] == baseline)]
-            if len(other) and other["variant"].iloc[0] != variant:
+            already = of_variant["method"].iloc[0] in baselines[: number + 1]  # with itself, or the other way round
+            if len(other) and not already:
                 compare(of_variant, other, other["variant"].iloc[0])
     for group in groups[1:]:
         for variant, of_variant in final[final["group"] == group].groupby("variant", sort=False):

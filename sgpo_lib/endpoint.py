@@ -63,6 +63,7 @@ class Endpoint:
     api_key_variable : environment variable of the API key, read with each request and kept nowhere; where it is
         not set, requests carry no key.
     price_per_million : of prompt and completion tokens, in the currency that `usage` shall be in.
+    temperature : None leaves it to the server; OpenAI's reasoning models want that.
     max_tokens_name : what the server calls `max_tokens`; OpenAI's reasoning models want the second name.
     """
 
@@ -70,7 +71,7 @@ class Endpoint:
     model: str
     cache_dir: Path
     max_concurrency: int = 8
-    temperature: float = 0.0
+    temperature: float | None = 0.0
     max_tokens: int = 512
     timeout: float = 600.0
     retries: int = 6
@@ -91,7 +92,7 @@ class Endpoint:
         if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
             raise ValueError(f"{self.url!r} is not the base url of an endpoint, such as 'http://localhost:8000/v1'.")
         for name, least in {"max_concurrency": 1, "max_tokens": 1, "retries": 0, "temperature": 0}.items():
-            if getattr(self, name) < least:
+            if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
         object.__setattr__(self, "cache_dir", Path(self.cache_dir))
 
@@ -149,12 +150,8 @@ class Endpoint:
         return used
 
     def _request(self, messages: list[dict]) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "messages": messages,
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-        }
+        request = {"model": self.model, "messages": messages, "max_tokens": self.max_tokens}
+        return request if self.temperature is None else request | {"temperature": self.temperature}
 
     def _ask_all(self, missing: dict[str, dict], n_known: int) -> dict[str, str]:
         answers = {}

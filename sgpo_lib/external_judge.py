@@ -64,13 +64,13 @@ def wins_over_sft(
 
     Returns
     -------
-    wins : shape (M,), the preference in [0, 1] for each response over the SFT model's; 1/2 for its own.
+    wins : shape (M,), the preference in [0, 1] for each response over the SFT model's; 1/2 for the same text.
     counts : see `scores`.
     """
     judge = load_judge(params, cache)
     sft = responses[responses["policy"] == "sft"].set_index("prompt_id")["response"]
     theirs = responses["prompt_id"].map(sft)
-    asked = (responses["policy"] != "sft").to_numpy()
+    asked = (responses["response"] != theirs).to_numpy()  # two equal answers tie, whatever rounding makes of them
     wins = np.full(len(responses), 0.5)
     prompts, ours = responses["prompt"][asked].tolist(), responses["response"][asked].tolist()
     if isinstance(judge, RewardModelJudge):

@@ -8,6 +8,7 @@ left behind is the notebook's: whatever comes next cannot tell them apart.
 
 import argparse
 import json
+from datetime import timedelta
 from functools import partial
 
 import pandas as pd
@@ -18,6 +19,8 @@ from sgpo_lib.follower import make_support
 from sgpo_lib.params import TrainingParams
 from sgpo_lib.policy import Policy, embed
 from sgpo_lib.run import Run, Step
+
+_LONGEST_SEED = timedelta(hours=12)  # the others wait while the first process makes it; NCCL's own limit is minutes
 
 
 def make_seed(step: Step) -> None:
@@ -43,7 +46,7 @@ def _embed(policy: Policy, max_length: int, prompts: list):
 
 def make_step(run: Run, round: int | None) -> None:
     """Make seed DPO (`round` None) or a round's update, together with the other processes."""
-    state = PartialState()
+    state = PartialState(timeout=_LONGEST_SEED)
     step = run.step("seed_dpo") if round is None else run.step("leader", round)
     if state.is_main_process:
         step.begin()
@@ -73,7 +76,8 @@ def make_step(run: Run, round: int | None) -> None:
         with step.replacing("policy") as folder:
             unfinished.rename(folder)
         step.save("training_log.parquet", log)
-        metrics = {"n_rows": len(rows), "n_processes": state.num_processes, "loss_last": float(log["loss"].iloc[-1])}
+        losses = {"loss_first": float(log["loss"].iloc[0]), "loss_last": float(log["loss"].iloc[-1])}
+        metrics = {"n_rows": len(rows), "n_processes": state.num_processes} | losses
         step.finish(metrics)
     state.wait_for_everyone()
 

@@ -97,7 +97,8 @@ def training_rows(pairs: pd.DataFrame, worst: pd.DataFrame | None, leader: Leade
         return transport_rows(pairs, worst["moved"], worst["displacement"], beta)
     pairs = pairs.reset_index(drop=True)
     if leader.mode == "envelope":
-        return pairs.assign(weight=1 - worst["moved"], slope=-worst["moved"] * worst["price"])
+        counts = (pairs["margin"] == worst["margin"]).astype(float)  # a margin clipped to the support does not
+        return pairs.assign(weight=counts * (1 - worst["moved"]), slope=-counts * worst["moved"] * worst["price"])
     if leader.mode == "pieces":
         return pairs.assign(weight=0.0, slope=worst["piece_slope"])
     if leader.mode == "weights":
@@ -202,10 +203,12 @@ def train(
             bf16=policy.computes_in_bfloat16,
             use_cpu=policy.device.type == "cpu",
             save_strategy="no",
+            logging_first_step=True,  # or a training of fewer steps than `logging_steps` leaves no log
             precompute_ref_log_probs=precomputed,
             dataloader_pin_memory=policy.device.type == "cuda",
             **options,
         )
+        config._n_gpu = min(config.n_gpu, 1)  # several need a process each (`sgpo_lib.launch`), or the batch would grow
         trainer = objective.trainer(
             model=policy.model,
             args=config,

@@ -17,10 +17,9 @@ import pandas as pd
 import yaml
 
 from sgpo_lib.endpoint import Endpoint
-from sgpo_lib.preference_formats import user_text
+from sgpo_lib.preference_formats import conversation_text
 
-# Words. In a longer reply a lone "m" is as likely metres as a model.
-_LONGEST_SENTENCE = 20
+_SHORTEST_RANKING = 40  # tokens
 
 _REMINDER = "This is not the form that was asked for. Answer again in exactly that form, with nothing else."
 
@@ -47,7 +46,12 @@ class LLMJudge:
     def __post_init__(self):  # noqa: D105
         if self.n_tries < 1:
             raise ValueError(f"n_tries is {self.n_tries}, but a verdict takes at least one.")
-        _ = self._annotator  # a misspelt name is said now, not after the answers have been generated
+        ranks = self._annotator.names[0] == "model_1"  # a misspelt name is said here, before answers are generated
+        if ranks and self.endpoint.max_tokens < _SHORTEST_RANKING:
+            raise ValueError(
+                f"{self.annotator} asks for a ranking of both models, which does not fit into max_tokens = "
+                f"{self.endpoint.max_tokens}: allow 100."
+            )
 
     def compare(self, prompts: Sequence[list[dict]], first: Sequence[str], second: Sequence[str]) -> pd.DataFrame:
         """Ask which of two answers to each prompt is better, in both orders.
@@ -145,7 +149,7 @@ class _Annotator:
 
     def ask(self, prompt: list[dict], first: str, second: str) -> list[dict]:
         """Fill the prompt in. All at once and after its messages are told apart, so no answer can act as markup."""
-        values = {"instruction": _instruction(prompt), "output_1": first, "output_2": second}
+        values = {"instruction": conversation_text(prompt), "output_1": first, "output_2": second}
         return [
             {"role": role, "content": re.sub(r"\{(instruction|output_1|output_2)\}", lambda m: values[m[1]], text)}
             for role, text in self.messages
@@ -155,7 +159,8 @@ class _Annotator:
         """Return 1 if the reply prefers the first answer, 0 if the second, NaN if it cannot be told.
 
         Read are a ranking of both names, wherever it stands in the reply; a last line that is a bare name, which
-        is all of a short reply and the end of a chain of thought; or a short sentence in which only one occurs.
+        is all of a short reply and the end of a chain of thought, or says that the best one is that name; and an
+        object that names a model. Anything else, such as a ranking that was cut short, is no verdict.
         """
         names = "|".join(map(re.escape, self.names))
         ranked = re.findall(rf"""model["']?\s*:\s*["']?({names})["']?\s*,\s*["']?rank["']?\s*:\s*["']?(\d+)""", reply)
@@ -166,13 +171,7 @@ class _Annotator:
         last_line = reply.strip().rpartition("\n")[2].strip(" \t`\"'*.")
         if last_line in self.names:
             return float(last_line == self.names[0])
-        said = set(re.findall(rf"(?<![\w'’-])({names})(?![\w'’-])", reply))
-        is_sentence = len(reply.split()) <= _LONGEST_SENTENCE
-        return float(self.names[0] in said) if is_sentence and len(said) == 1 else np.nan
-
-
-def _instruction(prompt: list[dict]) -> str:
-    """Return the user's text, or the whole conversation where there was more than that."""
-    if len(prompt) == 1:
-        return user_text(prompt)
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+        named = re.fullmatch(rf"""\{{\s*["']?model["']?\s*:\s*["']?({names})["']?\s*\}}""", reply.strip())
+        said = re.fullmatch(rf"(?i:.*\b(?:best|better|prefer\w*)\b.*\bis\W+)({names})", last_line)
+        verdict = named or (None if re.search(r"(?i)\bnot\b|n['’]t\b|\bwors", reply) else said)
+        return float(verdict[1] == self.names[0]) if verdict else np.nan

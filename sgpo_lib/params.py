@@ -6,6 +6,7 @@ This module knows nothing of what the values are used for.
 """
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -53,6 +54,7 @@ class DataParams(_Section):
 
     source: str = Field(description="'builtin', a local .jsonl/.json/.parquet file, or a hub dataset id")
     split: str = "train"
+    bad_rows: Literal["raise", "drop"] = Field("raise", description="of published data that one cannot correct")
     n_seed: Count = Field(description="prompts whose pairs are labelled by the judge or by people")
     n_seed_samples: int = Field(2, ge=2, description="answers per seed prompt; the judge picks best and worst")
     seed_selection: Literal["random", "farthest-point"] = Field("random", description="which prompts to label")
@@ -103,6 +105,8 @@ class LLMJudgeParams(_Section):
     n_tries: Count = 3
     api_key_variable: str = Field("OPENAI_API_KEY", description="the environment's variable, never the key")
     price_per_million: tuple[float, float] | None = Field(None, description="of prompt and completion tokens")
+    max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    temperature: float | None = Field(0.0, ge=0, description="null leaves it to the server, as reasoning models want")
 
 
 class RewardModelParams(_Section):
@@ -197,27 +201,30 @@ class EvaluationParams(_Section):
     n_bootstrap: Count = 10_000
 
 
+_SELF = {"annotation.judge": "implicit"}
 METHODS: dict[str, dict[str, Any]] = {
     "dpo": {},
-    "self-dpo": {"leader.mode": "dpo"},
+    "self-dpo": _SELF | {"leader.mode": "dpo"},
     "iter-dpo": {"leader.mode": "dpo", "annotation.judge": "sentiment"},
     "iter-dpo-gold": {"leader.mode": "dpo", "annotation.judge": "gold"},
-    "spa": {"leader.mode": "spa"},
-    "dr-dpo": {"leader.mode": "dr-dpo"},
-    "label-smoothing": {"leader.mode": "label-smoothing"},
-    "robust": {"leader.mode": "robust"},
-    "ipo": {"leader.mode": "ipo"},
-    "ssapo": {"leader.mode": "transport"},
-    "ssapo-envelope": {"leader.mode": "envelope", "leader.reference": "initial"},
-    "ssapo-pieces": {"leader.mode": "pieces", "follower.n_pieces": 6},
-    "ssapo-weights": {"leader.mode": "weights"},
-    "sgpo": {"leader.mode": "sgpo", "leader.reference": "initial"},
+    "iter-dpo-external": {"leader.mode": "dpo", "annotation.judge": "external"},
+    "spa": _SELF | {"leader.mode": "spa"},
+    "dr-dpo": _SELF | {"leader.mode": "dr-dpo"},
+    "label-smoothing": _SELF | {"leader.mode": "label-smoothing"},
+    "robust": _SELF | {"leader.mode": "robust"},
+    "ipo": _SELF | {"leader.mode": "ipo"},
+    "ssapo": _SELF | {"leader.mode": "transport"},
+    "ssapo-envelope": _SELF | {"leader.mode": "envelope", "leader.reference": "initial"},
+    "ssapo-pieces": _SELF | {"leader.mode": "pieces", "follower.n_pieces": 6},
+    "ssapo-weights": _SELF | {"leader.mode": "weights"},
+    "sgpo": _SELF | {"leader.mode": "sgpo", "leader.reference": "initial"},
 }
 """What each method sets, as dotted overrides: the one place to add a method.
 
 `dpo` stops at the labelled seed: it has no rounds, whatever the params say. `self-dpo` trains on the
 self-labels as they are, which is SSAPO at radius 0. `iter-dpo` has the pairs ranked by an external judge that
-shares the gold user's taste in part, and `iter-dpo-gold` by the gold user itself, a ceiling.
+shares the gold user's taste in part, `iter-dpo-gold` by the gold user itself, a ceiling, and `iter-dpo-external` by
+the section `judge`, such as PairRM.
 """
 
 
@@ -250,6 +257,11 @@ class Params(_Section):
             raise ValueError("leader.mode envelope needs one price for all pairs: set follower.group_size to null")
         if self.annotation.judge in ("sentiment", "gold") and self.gold is None:
             raise ValueError(f"annotation.judge {self.annotation.judge} needs a gold user: set gold")
+        if isinstance(self.judge, LLMJudgeParams) and re.search(r"[@?#]", self.judge.url):
+            raise ValueError(  # a message of its own, because others repeat the value
+                "judge.url must be a plain address such as http://localhost:8000/v1: what it holds ends up in records, "
+                "so put a key into the environment variable that judge.api_key_variable names"
+            )
         if self.annotation.judge == "external" and self.judge is None:
             raise ValueError(
                 "annotation.judge external needs a judge: set judge, such as {kind: llm, url: ..., model: ...}"
@@ -261,14 +273,13 @@ class Params(_Section):
         """Number of self-annotation rounds T."""
         return len(self.data.n_prompts)
 
-    def flat(self, sections: list[str] | None = None) -> dict[str, Any]:
-        """The values as `{dotted key: JSON value}`, of all or only of the named top-level sections."""
-        values = self.model_dump(mode="json")
-        return _flatten({key: values[key] for key in sections or values if key != "name"})
+    def flat(self) -> dict[str, Any]:
+        """The values as `{dotted key: JSON value}`."""
+        return _flatten(self.model_dump(mode="json", exclude={"name"}))
 
 
-def load_params(params_file: str | Path, overrides: dict[str, Any] | None = None) -> Params:
-    """Read and validate a params file, with dotted-key overrides laid over it.
+def load_params(params_file: str | Path, overrides: dict[str, Any] | None = None, method: str | None = None) -> Params:
+    """Read and validate a params file, with what the method sets and dotted-key overrides laid over it.
 
     Parameters
     ----------
@@ -276,6 +287,7 @@ def load_params(params_file: str | Path, overrides: dict[str, Any] | None = None
         then in its parents, so that a notebook finds it from wherever it is run. The folder that holds
         its `params/` folder is the root that `output_dir` and local data files are relative to.
     overrides : e.g. ``{"follower.radius": 0.03}``.
+    method : a key of `METHODS`. A file that says otherwise than the method is refused; overrides may.
 
     Raises
     ------
@@ -284,9 +296,16 @@ def load_params(params_file: str | Path, overrides: dict[str, Any] | None = None
     path = find_file(Path(params_file), "params")
     root = next((parent.parent for parent in path.parents if parent.name == "params"), path.parent)
     values = _read(path)
-    for key, value in (overrides or {}).items():
+    flat, preset = _flatten(values), METHODS[method] if method else {}
+    contradicted = [
+        f"'{key}' is {flat[key]!r}, but method {method} sets it to {value!r}: leave it out and ask for the method "
+        "that sets what you want, or give it as an override."
+        for key, value in preset.items()
+        if flat.get(key, value) != value
+    ]
+    for key, value in (preset | (overrides or {})).items():
         _set(values, key, value)
-    problems = _unknown_keys(values, [Params])
+    problems = _unknown_keys(values, [Params]) + contradicted
     if not problems:
         try:
             return Params(**{**values, "name": path.stem, "root": root})

@@ -90,7 +90,8 @@ def find_machine(gpu: str | None = None, n_gpus: int | None = None, n_generating
     if gpu is None and torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         gib = properties.total_memory / GIB
-        same = [name for name, known in GPUS.items() if name.split("-")[0] in properties.name and known[0] > gib - 2]
+        found = properties.name.replace(" ", "")
+        same = [name for name, known in GPUS.items() if name.split("-")[0] in found and known[0] > gib - 2]
         rates = _gpu_rates(min(same, key=lambda name: GPUS[name][0])) if same else None
         n = n_gpus or torch.cuda.device_count()
         return Machine(properties.name, properties.total_memory, n, min(n, n_generating), rates)
@@ -160,24 +161,40 @@ class Stage:
         }
 
 
-def stages(params: Params, shape: Shape, lengths: Lengths) -> list[Stage]:
-    """Every step of the run, in order: seed DPO; annotation, follower and leader of each round; evaluation."""
-    data, n_seed = params.data, params.data.n_seed
-    of_seed = {"score": 2 * n_seed} if params.gold is None else {"generate": n_seed * data.n_seed_samples}
+def stages(params: Params, shape: Shape, lengths: Lengths, pairs_per_prompt: float = 1) -> list[Stage]:
+    """Every step of the run, in order: seed DPO; annotation, follower and leader of each round; evaluation.
+
+    Parameters
+    ----------
+    pairs_per_prompt : of data that people labelled, where a prompt may have several pairs.
+    """
+    data, by_people = params.data, params.gold is None
+    pairs = pairs_per_prompt if by_people else 1  # of a labelled prompt
+    n_labelled = data.n_seed + data.n_calibration
+    of_seed = {"score": 2 * n_labelled * pairs} if by_people else {"generate": n_labelled * data.n_seed_samples}
     # What people wrote may be longer than what the policy may write.
     limit = params.seed_dpo.max_length - lengths.prompt
     of_people = replace(lengths, response=limit) if params.gold is None and lengths.is_bound else lengths
-    plan = [_stage("seed DPO", params, shape, of_people, **of_seed, pairs=n_seed, training=params.seed_dpo)]
+    of_seed |= {"pairs": data.n_seed * pairs}
+    plan = [_stage("seed DPO", params, shape, of_people, **of_seed, training=params.seed_dpo)]
     for t, n in enumerate(data.n_prompts, start=1):
         earlier = sum(data.n_prompts[: t - 1]) if params.leader.accumulate else 0
         plan += [
-            _stage(f"annotation {t}", params, shape, lengths, generate=2 * n, score=2 * (n + earlier)),
+            _stage(
+                f"annotation {t}",
+                params,
+                shape,
+                lengths,
+                generate=2 * n,
+                score=2 * (n + earlier + data.n_calibration * pairs),
+            ),
             Stage(f"follower {t}"),
             # The worst case splits one pair in two.
             _stage(f"leader {t}", params, shape, lengths, pairs=n + earlier + 1, training=params.leader),
         ]
-    answered = [policies * data.n_evaluation for policies in (params.n_rounds + 2, params.n_rounds + 1)]
-    return [*plan, _stage("evaluation", params, shape, lengths, *answered)]
+    held_out = 2 * (params.n_rounds + 2) * data.n_evaluation * pairs if by_people else 0
+    generated, scored = (policies * data.n_evaluation for policies in (params.n_rounds + 2, params.n_rounds + 1))
+    return [*plan, _stage("evaluation", params, shape, lengths, generated, scored + held_out)]
 
 
 def _stage(
@@ -186,8 +203,8 @@ def _stage(
     shape: Shape,
     lengths: Lengths,
     generate: int = 0,
-    score: int = 0,
-    pairs: int = 0,
+    score: float = 0,
+    pairs: float = 0,
     training: TrainingParams | None = None,
 ) -> Stage:
     length = lengths.prompt + lengths.response
@@ -236,7 +253,7 @@ def _answering_memory(params: Params, shape: Shape, lengths: Lengths) -> dict[st
     full = shape.params.lora is None
     scored = max(1024, lengths.max_response)  # positions whose logits scoring holds at once
     return {
-        "weights": shape.total * width if full else (shape.total - shape.trainable) * width + shape.trainable * 4,
+        "weights": shape.total * width if full else shape.frozen_bytes + shape.trainable * 4,
         "SFT copy": shape.total * width if full else 0,
         "KV cache": rows * (lengths.max_prompt + lengths.max_response) * shape.cache_bytes,
         "activations": shape.passing_bytes(max(rows * lengths.max_prompt, scored)),
@@ -259,7 +276,7 @@ def _training_memory(
         working += (4 if full else shape.dtype.itemsize) * (3 * shape.layer + 2 * outside)
     tile = min(4096, tokens) * min(32768, shape.config.vocab_size)  # of TRL's fused head
     parts = {
-        "weights": (4 * shape.trainable + shape.dtype.itemsize * (shape.total - shape.trainable)) / n,
+        "weights": (4 * shape.trainable + shape.frozen_bytes) / n,
         "gradients": 4 * shape.trainable / shards_of_gradients,
         "optimiser": 8 * shape.trainable / n,
         "activations": shape.activation_bytes(sequences, longest, checkpointing),
@@ -278,6 +295,7 @@ def plan(
     prompt_tokens: float | None = None,
     response_tokens: float | None = None,
     price: float | None = None,
+    pairs_per_prompt: float = 1,
 ) -> str:
     """Lay the plan out as Markdown.
 
@@ -285,6 +303,7 @@ def plan(
     ----------
     prompt_tokens, response_tokens : expected mean lengths; their limits where not given, so that times are bounds.
     price : per device and hour, in whatever currency.
+    pairs_per_prompt : see `stages`.
     """
     generation = params.generation
     lengths = Lengths(
@@ -300,7 +319,7 @@ def plan(
         [
             f"# Plan of {params.name} on {machine.n} x {machine.name}",
             _about(params, shape, machine, lengths, source, price),
-            _stage_table(stages(params, shape, lengths), needs, machine, price).to_markdown(
+            _stage_table(stages(params, shape, lengths, pairs_per_prompt), needs, machine, price).to_markdown(
                 index=False, disable_numparse=True
             ),
             "Memory per device at its peak, GiB, by what it is for:",
@@ -340,6 +359,8 @@ def _about(params: Params, shape: Shape, machine: Machine, lengths: Lengths, sou
         lines.append("- Speed: as measured with SmolLM2-135M on two cores of a Xeon with AMX; yours will differ.")
     if price is not None:
         lines.append(f"- Cost: at {price:g} per device and hour, the price that you gave.")
+    if params.generation.engine == "vllm":
+        lines.append("- Generation is planned as transformers does it; vLLM takes less time and other memory.")
     lines.append("- Not in the times: loading and saving models, drawing, judging, and the follower's seconds.")
     return "\n".join(lines)
 
@@ -416,11 +437,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--price", type=float, help="per GPU hour; look it up, prices change by the week")
     parser.add_argument("--prompt-tokens", type=float, help="expected mean; default: generation.max_prompt_length")
     parser.add_argument("--response-tokens", type=float, help="expected mean; default: generation.max_new_tokens")
+    parser.add_argument("--pairs-per-prompt", type=float, default=1, help="of data that people labelled (default 1)")
     asked = parser.parse_args(arguments)
     try:
         machine = find_machine(asked.gpu, asked.n_gpus, asked.n_generating)
         params = load_params(asked.params_file)
-        print(plan(params, machine, asked.prompt_tokens, asked.response_tokens, asked.price))
+        lengths = asked.prompt_tokens, asked.response_tokens
+        print(plan(params, machine, *lengths, asked.price, asked.pairs_per_prompt))
     except (ValueError, OSError) as error:
         raise SystemExit(f"{error}") from None
 

@@ -21,6 +21,13 @@ def user_text(prompt: Sequence[dict]) -> str:
     return next(message["content"] for message in reversed(prompt) if message["role"] == "user")
 
 
+def conversation_text(prompt: Sequence[dict]) -> str:
+    """Return the user's text, or the whole conversation where there was more than that, for judges of plain text."""
+    if len(prompt) == 1:
+        return user_text(prompt)
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
 def prompt_id(prompt: Sequence[dict]) -> str:
     """Return the key of a prompt: 12 hexadecimal digits of the SHA-256 of its roles and contents."""
     content = json.dumps([[message["role"], message["content"]] for message in prompt], ensure_ascii=False)
@@ -82,11 +89,17 @@ def to_frame(source: str, rows: list[tuple[str, object]], bad_rows: str) -> pd.D
         raise ValueError(f"{source}: no usable row is left of {len(rows)}")
 
     names = dict.fromkeys(name for extra in extras for name in extra)
-    plain = [n for n in names if all(isinstance(e.get(n), str | int | float | None) for e in extras)]
+    plain = [n for n in names if _is_one_kind([e.get(n) for e in extras])]
     table = [row | {name: extra.get(name) for name in plain} for row, extra in zip(parsed, extras, strict=True)]
     data = with_ids(pd.DataFrame(table))
     data.attrs.update(n_ties=n_ties, n_bad_rows=n_bad)
     return data
+
+
+def _is_one_kind(values: list) -> bool:
+    """Whether a column can be kept: text, numbers or truth values, as a file has them, but not mixed."""
+    kinds = {type(value) for value in values if value is not None}
+    return kinds <= {int, float} or kinds in ({str}, {bool})
 
 
 Parsed = tuple[dict | None, list[str]]  # a row (None for a tie), and what is wrong with it

@@ -68,6 +68,12 @@ class Splits:
 # --- loading
 
 
+def local_file(source: str, root: Path) -> Path | None:
+    """Return where a source lies that is a file, relative to `root`; None for builtin prompts and hub datasets."""
+    path = root / Path(source).expanduser()
+    return path if path.suffix.lower() in FILE_TYPES or path.is_file() else None
+
+
 def load(source: str, split: str = "train", bad_rows: str = "raise") -> pd.DataFrame:
     """Load prompts or preference pairs.
 
@@ -121,9 +127,7 @@ def load(source: str, split: str = "train", bad_rows: str = "raise") -> pd.DataF
 def _read_file(path: Path) -> list[tuple[str, object]]:
     """Return the place and the content of each row; for a line that is no JSON, its content is the error."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no such file: {path.absolute()} (relative paths start at {Path.cwd()}). data.source must be {SOURCES}"
-        )
+        raise FileNotFoundError(f"no such file: {path.absolute()}. data.source must be {SOURCES}")
     if path.suffix.lower() == ".parquet":
         try:
             rows = pyarrow.parquet.read_table(path).to_pylist()
@@ -266,7 +270,7 @@ def prepare(
 
     Parameters
     ----------
-    root : folder that a relative path in `source` is relative to.
+    root : folder that a relative path of a file in `source` is relative to.
     seed : the run's seed; draws the seed and round prompts if `reshuffle` is set, and nothing otherwise.
     embed : maps N prompts to embeddings, shape (N, d); needed to select the seed by `farthest-point`.
     seed_ids : the `prompt_id` of the seed prompts where they have been selected before, in their order.
@@ -285,8 +289,7 @@ def prepare(
             raise ValueError("selecting the seed by farthest-point needs a model's embeddings: run notebook 01")
         return farthest_point(embed(candidates["prompt"].tolist()), params.n_seed, seed)
 
-    local = root / params.source
-    data = load(str(local) if local.is_file() else params.source, params.split)
+    data = load(str(local_file(params.source, root) or params.source), params.split, params.bad_rows)
     return split(
         data,
         params.n_seed,

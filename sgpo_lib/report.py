@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,17 @@ def executed_notebook(step: Step) -> Path:
     return step.run.folder / "notebooks" / part / f"{step.notebook}{round_}.ipynb"
 
 
-def made_with(run: Run, command: str) -> str:
-    """Return the sentence that says what made a table: command, machine and versions."""
-    environment = run.step("evaluation").record()["environment"]
-    packages = environment["packages"]
-    return (
-        f"Made by `{command}` on {environment['processor']}, {environment['cores']} cores; "
-        f"torch {packages['torch']}, trl {packages['trl']}, commit {(environment['git_commit'] or 'unknown')[:9]}."
-    )
+def made_with(runs: list[Run], command: str) -> str:
+    """Return the sentence that says what made a table: command, and every machine, version and commit there was."""
+    environments = [run.step("evaluation").record()["environment"] for run in runs]
+
+    def each(describe: Callable[[dict], str]) -> str:
+        return " and ".join(dict.fromkeys(describe(environment) for environment in environments))
+
+    machines = each(lambda e: f"{e['processor']}, {e['cores']} cores")
+    packages = each(lambda e: f"torch {e['packages']['torch']}, trl {e['packages']['trl']}")
+    commits = each(lambda e: (e["git_commit"] or "unknown")[:9] + " with changes" * e["git_dirty"])
+    return f"Made by `{command}` on {machines}; {packages}, commit {commits}."
 
 
 def write_run(folder: Path, run: Run, summary_table: pd.DataFrame, timing: pd.DataFrame) -> None:
@@ -62,9 +66,10 @@ def write_run(folder: Path, run: Run, summary_table: pd.DataFrame, timing: pd.Da
     result = _result(run)
     (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     (folder / "timing.md").write_text(timing.round(1).to_markdown() + "\n")
+    evaluation, n_prompts = run.params.evaluation, result["summary"]["sft"]["n_prompts"]
     note = (
-        f"{run.method}, seed {run.seed}; mean and 95% bootstrap interval over {result['summary']['sft']['n_prompts']} "
-        f"held-out prompts. {made_with(run, f'make reproduce PARAMS=params/{run.params.name}.yaml')}"
+        f"{run.method}, seed {run.seed}; mean and {evaluation.confidence:.0%} bootstrap interval over {n_prompts} "
+        f"held-out prompts. {made_with([run], f'make reproduce PARAMS=params/{run.params.name}.yaml')}"
     )
     (folder / "summary.md").write_text(f"{summary_table.to_markdown()}\n\n{note}\n")
 
@@ -95,11 +100,13 @@ def _as_text(row: Any, digits: int, sign: str = "") -> str:
 
 def write_study(folder: Path, study: Study, table: pd.DataFrame, verdicts: list[str], quantity: str | None) -> None:
     """Write a study's `table.md`, what was measured and how, and, last, `summary.md`, which says what it means."""
-    run = study.run(study.variants[0], study.seeds[0])
+    runs = [study.run(variant, seed) for variant in study.variants for seed in study.seeds]
+    n_prompts = runs[0].step("evaluation").load("summary.json")["sft"]["n_prompts"]
     n, compared = len(study.seeds), QUANTITIES[quantity] if quantity else "nothing"
     note = (
-        f"Means over {n} seed{'s' * (n > 1)} with 95% t intervals over seeds; differences in {compared}, paired by "
-        f"seed and not adjusted for their number. {made_with(run, f'make study NAME={study.name}')}"
+        f"Means over {n} seed{'s' * (n > 1)} with {runs[0].params.evaluation.confidence:.0%} t intervals over seeds, "
+        f"all on the same {n_prompts} held-out prompts; differences in {compared}, paired by seed and not adjusted for "
+        f"their number. {made_with(runs, f'make study NAME={study.name}')}"
     )
     measured = f"{table.to_markdown(disable_numparse=True)}\n\n{note}\n"
     (folder / "table.md").write_text(measured)

@@ -23,7 +23,7 @@ from transformers import (
 
 from sgpo_lib import hub
 from sgpo_lib.policy import choose_device, choose_dtype
-from sgpo_lib.preference_formats import user_text
+from sgpo_lib.preference_formats import conversation_text
 
 
 @dataclass
@@ -132,7 +132,7 @@ class RewardModelJudge(_Classifier):
     """Scores an answer by itself: any sequence-classification reward model with one output.
 
     The conversation is written with the tokenizer's chat template; a tokenizer without one, such as those of
-    encoders, gets the user's text and the answer as a pair of texts.
+    encoders, gets the conversation as text and the answer as a pair of texts.
     """
 
     def score(self, prompts: Sequence[list[dict]], responses: Sequence[str]) -> np.ndarray:
@@ -142,7 +142,7 @@ class RewardModelJudge(_Classifier):
     def _encode(self, prompt: list[dict], response: str, room: int | None = None) -> dict[str, list[int]]:
         if self.tokenizer.chat_template is None:
             cut = {"truncation": room is not None, "max_length": room}
-            return dict(self.tokenizer(user_text(prompt), response, return_attention_mask=True, **cut))
+            return dict(self.tokenizer(conversation_text(prompt), response, return_attention_mask=True, **cut))
         conversation = [*prompt, {"role": "assistant", "content": response}]
         ids = self.tokenizer.apply_chat_template(conversation, return_dict=False)
         ids = ids[-room:] if room else ids  # the reward is read at the end
@@ -174,7 +174,7 @@ class PairwiseRewardModelJudge(_Classifier):
         return table
 
     def _encode(self, prompt: list[dict], first: str, second: str, room: int | None = None) -> dict[str, list[int]]:
-        source = self._part("<|source|>" + user_text(prompt), room and room // 2)
+        source = self._part("<|source|>" + conversation_text(prompt), room and room // 2)
         left = room and (room - len(source)) // 2  # the same for both, or a cut would decide
         ids = source + self._part("<|candidate1|>" + first, left) + self._part("<|candidate2|>" + second, left)
         return {"input_ids": ids, "attention_mask": [1] * len(ids)}

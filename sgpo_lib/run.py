@@ -28,8 +28,13 @@ from typing import Any
 import pandas as pd
 
 from sgpo_lib.params import METHODS, Params, ShiftRule, load_params
+from sgpo_lib.preferences import local_file
 
 _SHARED = ["model", "data", "beta", "generation", "gold"]
+# How the judge is reached, which its verdicts do not depend on: it may move and be asked faster.
+_JUDGE_REACHED_BY = tuple(
+    f"judge.{name}." for name in ("url", "max_concurrency", "api_key_variable", "price_per_million", "max_tokens_name")
+)
 _PACKAGES = ["sgpo-lib", "torch", "transformers", "trl", "peft", "numpy", "pandas", "scipy", "alpaca-eval"]
 
 
@@ -95,7 +100,7 @@ class Run:
             raise ValueError(f"There is no method {preset!r}; there are: {', '.join(METHODS)}.")
         if preset == "dpo" and method != "dpo":
             raise ValueError(f"{method!r}: the seed is shared by all methods, so that dpo can have no label.")
-        run = cls(load_params(params_file, METHODS[preset] | (overrides or {})), int(seed), method)
+        run = cls(load_params(params_file, overrides, preset), int(seed), method)
         return run.seed_only if preset == "dpo" else run
 
     @property
@@ -174,6 +179,12 @@ class Step:
         return self.folder / f"{self.name}.json"
 
     @property
+    def data_file(self) -> Path | None:
+        """The local file of prompts and labels, where the step reads one."""
+        file = local_file(self.run.params.data.source, self.run.params.root)
+        return file if file and "data" in STEPS[self.name].sections and file.is_file() else None
+
+    @property
     def shards(self) -> Path:
         """Where finished parts of a long answer wait, until the step is complete, for a run that was killed."""
         return self.folder / "shards"
@@ -226,7 +237,10 @@ class Step:
             mine["data.n_prompts"] = mine["data.n_prompts"][: self.round]
         if self.round == 1:
             mine.pop("leader.accumulate", None)
-        return mine
+        asked = self.run.params
+        judged = asked.annotation.judge == "external" if self.name == "annotation" else asked.gold is None
+        unread = _JUDGE_REACHED_BY if judged else "judge."
+        return {key: value for key, value in mine.items() if not f"{key}.".startswith(unread)}
 
     def record(self) -> dict[str, Any]:
         """Read the step's record: params, inputs, outputs, metrics, seconds and environment.
@@ -255,17 +269,24 @@ class Step:
         ValueError : if an input was made with other params, or from inputs that have changed since. Other
             follower or leader params in earlier rounds are only warned of: each round may have its own.
         """
-        _check_all(self.inputs, self.round)
+        _check_all(self.inputs, self.round or 0)
         self._outputs.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record_file.unlink(missing_ok=True)
         for leftover in self.folder.glob(".*.tmp"):  # of a step that was killed while it wrote
-            _remove(leftover)
+            writer = leftover.suffixes[-2:-1] and leftover.suffixes[-2][1:]
+            if not (writer and writer.isdigit() and _is_alive(int(writer))):
+                _remove(leftover)
         return self
 
     def check(self) -> None:
-        """Check that this step and all before it are complete and fit the params and each other."""
-        _check_all([self], self.round)
+        """Check that this step and all before it are complete and fit the params and each other, of all rounds.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError : as `begin` does, and for other follower or leader params in any round.
+        """
+        _check_all([self], None)
 
     def _check(self, round_at_hand: int | None) -> None:
         record = self.record()
@@ -277,13 +298,14 @@ class Step:
         ]
         if differing:
             message = f"{self.folder} was made with other params:\n  " + "\n  ".join(differing)
-            if self.name in ("follower", "leader") and self.round != round_at_hand:
+            if self.name in ("follower", "leader") and round_at_hand not in (None, self.round):
                 # An earlier round's move is history, and to go on from it with another radius is a fair question.
                 warnings.warn(message, stacklevel=5)
             else:
+                apart = "" if self.owner == "dpo" else "a method label such as 'ssapo+mine' or "
                 raise ValueError(
-                    f"{message}\nAsk for the same values, run {self.label} again, or keep both: a method label such "
-                    "as 'ssapo+mine' or a copied params file has its own folder."
+                    f"{message}\nAsk for the same values, run {self.label} again, or keep both: {apart}a copied "
+                    "params file has its own folder."
                 )
         present = self._input_hashes()
         for source, digest in record["inputs"].items():
@@ -293,9 +315,8 @@ class Step:
     def _input_hashes(self) -> dict[str, str]:
         """Hash of what each input step left, by its record, and of the data file where the step reads one."""
         hashes = {step._key: step._digest() for step in self.inputs}
-        data_file = self.run.params.root / self.run.params.data.source
-        if "data" in STEPS[self.name].sections and data_file.is_file():
-            hashes[self.run.params.data.source] = _hash(data_file)
+        if self.data_file:
+            hashes[self.run.params.data.source] = _hash(self.data_file)
         return hashes
 
     def load(self, artefact: str) -> Any:
@@ -384,7 +405,10 @@ class Step:
 
 
 def _check_all(steps: list[Step], round_at_hand: int | None) -> None:
-    """Check steps and all that they build on, each once, the earliest first."""
+    """Check steps and all that they build on, each once, the earliest first.
+
+    Other follower or leader params are only warned of in rounds but the one at hand; None forgives no round.
+    """
     done: set[str] = set()
 
     def visit(step: Step) -> None:
@@ -431,6 +455,16 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return pid != os.getpid()
 
 
 def _remove(path: Path) -> None:

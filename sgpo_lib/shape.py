@@ -148,6 +148,14 @@ class Shape:
         """Parameters that training changes."""
         return sum(p.numel() for p in self.whole.parameters() if p.requires_grad)
 
+    @property
+    def frozen_bytes(self) -> float:
+        """What the weights that training leaves alone take; NF4 with double quantisation takes 4.127 bits a weight."""
+        frozen = self.total - self.trainable
+        every, trained = self.matrices
+        quantized = every - trained if self.params.quantization else 0
+        return quantized * 4.127 / 8 + (frozen - quantized) * self.dtype.itemsize
+
     @cached_property
     def head(self) -> int:
         """Weights of the output layer, tied or not."""

@@ -6,7 +6,6 @@ Knows tables and files; knows nothing of what is asked or who answers.
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
+
+from sgpo_lib.kept import replacing
 
 
 def in_shards(
@@ -76,12 +77,8 @@ def _keep(folder: Path, name: str, frame: pd.DataFrame) -> bytes:
     frame.to_parquet(stream, index=False)
     content = stream.getvalue()
     file = folder / f"{name}-{_hash(content)}.parquet"
-    temporary = folder / f".{name}.{os.getpid()}.tmp"
-    try:
+    with replacing(file) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
     return content
 
 

@@ -16,13 +16,22 @@ WARM_UP = 0.2
 NOISY_SHARE = 0.1
 
 
+def least_confident(confidence: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Say which of the confidences, shape (B,), are among the lowest `NOISY_SHARE` of all seen so far, shape (N,).
+
+    Of N values the lowest round(`NOISY_SHARE` N) are, none of the first few.
+    """
+    rank = (seen[None, :] <= confidence[:, None]).sum(dim=1)
+    return rank <= round(NOISY_SHARE * len(seen))
+
+
 class NoiseDetectingTrainer(WeightedDPOTrainer):
     """Weighted DPO that smooths the labels of the pairs it is least confident of.
 
     A pair's confidence is its margin against the SFT model under a policy exaggerated away from that model
     (`EXTRAPOLATION`), so that it is not the policy's own word for itself. After `WARM_UP` of the steps, pairs
-    below the `NOISY_SHARE` quantile get label smoothing. The quantile is taken over all confidences since the
-    warm-up and not over the batch, of which a tenth would often be less than one pair.
+    among the least confident `NOISY_SHARE` get label smoothing: of all pairs since the warm-up and not of the
+    batch, of which a tenth would often be less than one pair.
     """
 
     def __init__(self, *args: Any, policy: Policy, label_smoothing: float, **kwargs: Any):
@@ -30,15 +39,15 @@ class NoiseDetectingTrainer(WeightedDPOTrainer):
         super().__init__(*args, **kwargs)
         self._policy = policy
         self._label_smoothing = label_smoothing
-        self._confidences: list[torch.Tensor] = []
+        self._seen = torch.empty(0)
 
     def preference_loss(self, margins, model, inputs):
         """Return the DPO loss, with smoothed labels for the pairs that look wrong."""
         if not model.training or self.state.global_step < WARM_UP * self.state.max_steps:
             return super().preference_loss(margins, model, inputs)
         confidence = self._confidence(model, inputs)
-        self._confidences.append(confidence)
-        noisy = confidence <= torch.cat(self._confidences).quantile(NOISY_SHARE)
+        self._seen = torch.cat([self._seen.to(confidence), confidence])
+        noisy = least_confident(confidence, self._seen)
         mode = "train" if model.training else "eval"
         self._metrics[mode]["noisy"].append(noisy.float().mean().item())
         return weighted_logistic(margins, inputs["weight"], inputs["slope"] + self._label_smoothing * noisy)

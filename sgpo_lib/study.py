@@ -47,6 +47,9 @@ class Study(BaseModel):
         names = [(variant.group, self.label(variant)) for variant in self.variants]
         if len(set(names)) < len(names):
             raise ValueError("two variants of one group share a name")
+        methods = [(variant.group, variant.method) for variant in self.variants]
+        if len(set(methods)) < len(methods):
+            raise ValueError("two variants of one group share a method, so a baseline would be ambiguous: label one")
         unknown = {variant.method.split("+")[0] for variant in self.variants} - set(METHODS)
         if unknown:
             raise ValueError(f"there is no method {', '.join(sorted(unknown))}; there are: {', '.join(METHODS)}")

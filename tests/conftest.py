@@ -86,7 +86,7 @@ def write_tiny_params(root: Path, model: Path) -> Path:
         "gold": {"word_limit": 1, "word_penalty": 0.1},
         "seed_dpo": {**training, "num_train_epochs": 2},
         "follower": {"radius": 0.01, "support": {"rule": "range", "tau": 0.1}},
-        "leader": {**training, "mode": "transport", "reference": "previous", "accumulate": False},
+        "leader": {**training, "accumulate": False},
         "evaluation": {"confidence": 0.95, "n_bootstrap": 200},
     }
     path = root / "params" / "tiny.yaml"

@@ -59,6 +59,21 @@ def test_a_reward_model_ranks_by_its_score_and_wins_where_it_scores_higher(tiny_
     assert wins.tolist() == [0.5, better[0], 0.5, better[1]]
 
 
+def test_equal_answers_tie_whatever_rounding_makes_of_their_scores(monkeypatch, tiny_params_file, tmp_path):
+    class Noisy(RewardModelJudge):
+        def __init__(self):
+            self.noise = np.random.default_rng(0)
+
+        def score(self, prompts, responses):
+            return 1e-7 * self.noise.normal(size=len(responses))
+
+    monkeypatch.setattr(external_judge, "load_judge", lambda params, cache: Noisy())
+    same = RESPONSES.assign(response=[TEXTS[0], TEXTS[0], TEXTS[1], TEXTS[2]])
+    wins, _ = external_judge.wins_over_sft(None, same, tmp_path)
+    assert wins.tolist()[:3] == [0.5, 0.5, 0.5]
+    assert wins[3] in (0, 1)
+
+
 def test_a_language_model_behind_an_endpoint_ranks_and_evaluates_and_what_it_said_is_counted(
     tiny_params_file, tmp_path
 ):

@@ -15,6 +15,7 @@ from sgpo_lib.annotation import rescore
 from sgpo_lib.leader import objective, train, training_rows
 from sgpo_lib.params import LeaderParams, LoraParams, ModelParams
 from sgpo_lib.policy import Policy
+from sgpo_lib.spa import least_confident
 
 BETA = 0.1
 found = st.lists(st.floats(-4, 4), min_size=1, max_size=12).map(np.array)
@@ -31,7 +32,7 @@ def pairs_with(margins: np.ndarray) -> pd.DataFrame:
     pairs = pd.DataFrame(
         {"chosen_reference_log_prob": -50.0, "rejected_reference_log_prob": -40.0}, range(len(margins))
     )
-    return pairs.assign(chosen_log_prob=-50 + margins / BETA, rejected_log_prob=-40.0)
+    return pairs.assign(chosen_log_prob=-50 + margins / BETA, rejected_log_prob=-40.0, margin=margins)
 
 
 def table(worst: follower.WorstCase, pieces=None) -> pd.DataFrame:
@@ -39,13 +40,13 @@ def table(worst: follower.WorstCase, pieces=None) -> pd.DataFrame:
     return columns if pieces is None else columns.assign(piece_slope=worst.piece_slopes(pieces))
 
 
-@given(found, radii)
-def test_the_gradient_of_envelope_rows_is_that_of_the_worst_case(margins, radius):
-    worst = follower.worst_case(margins, radius)
+@given(found, radii, st.sampled_from([None, (-0.5, 0.8)]))
+def test_the_gradient_of_envelope_rows_is_that_of_the_worst_case(margins, radius, support):
+    worst = follower.worst_case(margins, radius, support)
     rows = training_rows(pairs_with(margins), table(worst), leader("envelope"), BETA)
     gradient = (-rows["weight"] * expit(-margins) + rows["slope"]) / len(margins)
     x = torch.tensor(margins, requires_grad=True)
-    (expected,) = torch.autograd.grad(follower.sgpo_loss(x, radius), x)
+    (expected,) = torch.autograd.grad(follower.sgpo_loss(x, radius, support), x)
     if len(set(margins)) == len(margins):  # among equal margins either may be the one that moves
         np.testing.assert_allclose(gradient, expected, atol=1e-9)
     assert gradient.sum() == pytest.approx(float(expected.sum()), abs=1e-9)
@@ -165,6 +166,16 @@ def test_spa_smooths_the_tenth_that_an_exaggerated_policy_is_least_sure_of_and_n
     assert log["noisy"].iloc[1] == 1 / 8
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_spa_smooths_about_a_tenth_also_of_few_pairs_in_small_batches(size):
+    generator, shares = torch.Generator().manual_seed(0), []
+    for _ in range(300):
+        confidence = torch.randn(40, generator=generator)
+        flagged = [least_confident(confidence[i : i + size], confidence[: i + size]) for i in range(0, 40, size)]
+        shares.append(torch.cat(flagged).float().mean().item())
+    assert 0.08 < np.mean(shares) < 0.11
+
+
 @torch.no_grad()
 def exaggerated_margins(policy: Policy, pairs: pd.DataFrame) -> np.ndarray:
     def gained(row, side):
@@ -185,6 +196,13 @@ def exaggerated_margins(policy: Policy, pairs: pd.DataFrame) -> np.ndarray:
 def test_every_mode_of_the_params_has_a_test():
     tested = {*LOSSES, "transport", "envelope", "pieces", "weights", "spa"}
     assert tested == set(get_args(LeaderParams.model_fields["mode"].annotation))
+
+
+def test_a_training_shorter_than_its_logging_interval_has_a_log(policy):
+    params = leader("dpo", logging_steps=10)
+    rows = training_rows(pairs_of(policy), None, params, BETA)
+    log = train(policy, rows, params, BETA, 0)
+    assert log["loss"].iloc[0] == pytest.approx(loss(margins_of(rows)).mean(), rel=1e-4)
 
 
 def test_training_logs_reach_tensorboard(policy, tmp_path):

@@ -104,6 +104,7 @@ CLASSIFIER = [
     ("m", 1.0), ("M", 0.0), (" `M`\n", 0.0), ("**m**", 1.0), ("The best model is M.", 0.0), ('{"model": "m"}', 1.0),
     ("### Concise explanation\nm rambles, M is right.\n\n### Which is best, m or M?\nM", 0.0),
     ("M is better than m", np.nan), ("I'm not sure", np.nan), ("", np.nan), ("Model", np.nan),
+    ("I would not say m", np.nan), ("m is worse.", np.nan), ("not m", np.nan), ("The best is not M", np.nan),
     ("It is 5 m long " + "and so on " * 10, np.nan),
 ]  # fmt: skip
 RANKING = [
@@ -111,6 +112,7 @@ RANKING = [
     ('```json\n[{"model": "model_2", "rank": 1},\n {"model": "model_1", "rank": 2}]\n```\nHope it helps!', 0.0),
     ("[{'model': 'model_1', 'rank': 1}, {'model': 'model_2', 'rank': 1}]", np.nan),
     ("[{'model': 'model_1', 'rank': 1}", np.nan),
+    ('```json\n[{"model": "model_1",', np.nan),
     ("[{'model': 'model_1', 'rank': 2}, {'model': 'model_2', 'rank': 1}, {'model': 'model_1', 'rank': 1}]", np.nan),
     ("model_2", 0.0),
     ("[{'model': <model-name>, 'rank': <model-rank>}]", np.nan),
@@ -124,6 +126,11 @@ RANKING = [
 def test_replies_are_read_or_left_alone(tmp_path, annotator, said, verdict):
     judge = LLMJudge(Endpoint("http://127.0.0.1:9/v1", "m", tmp_path), annotator)
     np.testing.assert_equal(judge._annotator.read(said), verdict)
+
+
+def test_a_ranking_that_cannot_fit_into_the_longest_answer_is_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match="does not fit into max_tokens = 8: allow 100"):
+        LLMJudge(Endpoint("http://127.0.0.1:9/v1", "m", tmp_path, max_tokens=8), "alpaca_eval_gpt4")
 
 
 @pytest.mark.parametrize("name", ["no_such", "alpaca_eval_gpt4_turbo_fn", "../evaluators_configs", "claude_ranking"])
@@ -153,7 +160,7 @@ def test_preferences_are_wins_of_the_length_controlled_win_rate(serve, tmp_path)
     wins = judge.compare(PROMPTS, policy, baseline)["preference"].to_numpy()
     assert wins.mean() == pytest.approx(0.625)
     lengths = np.array([len(b) - len(a) for a, b in zip(policy, baseline, strict=True)])
-    assert 0 <= evaluation.length_controlled_win_rate(wins, lengths) <= 100
+    assert evaluation.length_controlled_win_rate(wins, lengths) < 55  # what length explains is taken away
 
 
 def test_a_judgement_that_was_cut_short_goes_on_where_it_stopped(serve, tmp_path):

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import write_tiny_params
+from test_launch import on_processes
 
 from sgpo_lib.run import STEPS, Run
 
@@ -133,7 +136,9 @@ def test_a_study_leaves_its_tables_figures_and_raw_numbers(studied):
     assert "one seed, so nothing can be said" in (folder / "summary.md").read_text()
 
 
-def test_labelled_pairs_of_ones_own_go_through_the_graph_and_methods_are_compared_by_accuracy(tiny_root):
+@pytest.fixture(scope="module")
+def labelled(tiny_root) -> Path:
+    """A params file with a file of labelled pairs, after a study of seed DPO and a round of self-annotation."""
     params_file = tiny_root("labelled")
     root = params_file.parent.parent
     texts = [("I love it.", "No."), ("Yes, gladly.", "I hate rain."), ("It rains.", "Never.")]
@@ -146,7 +151,12 @@ def test_labelled_pairs_of_ones_own_go_through_the_graph_and_methods_are_compare
     variants = [{"method": "dpo"}, {"method": "self-dpo"}]
     study.write_text(json.dumps({"params": str(params_file), "seeds": [0], "baselines": ["dpo"], "variants": variants}))
     _finish(_snakemake(params_file, study=study))
-    summary = Run.open(params_file, method="self-dpo").step("evaluation").load("summary.json")
+    return params_file
+
+
+def test_methods_are_compared_by_accuracy_where_people_labelled_the_pairs(labelled):
+    root = labelled.parent.parent
+    summary = Run.open(labelled, method="self-dpo").step("evaluation").load("summary.json")
     for policy in ("dpo", "round-1"):
         accuracy = summary[policy]["preference_accuracy"]
         assert 0 <= accuracy["low"] <= accuracy["mean"] <= accuracy["high"] <= 100
@@ -154,6 +164,39 @@ def test_labelled_pairs_of_ones_own_go_through_the_graph_and_methods_are_compare
     gain = summary["round-1"]["preference_accuracy"]["mean"] - summary["dpo"]["preference_accuracy"]["mean"]
     differences = pd.read_csv(root / "figures" / "studies" / "labels" / "differences.csv")
     assert differences["mean"].tolist() == pytest.approx([gain])
+
+
+def test_other_labels_in_the_data_file_make_the_graph_run_again(labelled):
+    data_file = labelled.parent.parent / "pairs.jsonl"
+    before, study = data_file.read_text(), labelled.parent.parent / "labels.yaml"
+    assert "Nothing to be done" in _finish(_snakemake(labelled, "--dry-run", study=study))
+    data_file.write_text(before.replace("I love it.", "I like it."))
+    assert re.search(r"(?m)^seed_dpo +1", _finish(_snakemake(labelled, "--dry-run", study=study)))
+    data_file.write_text(before)
+
+
+def test_a_study_that_compares_otherwise_is_drawn_again_and_nothing_else_is_made(labelled):
+    study = labelled.parent.parent / "labels.yaml"
+    before = study.read_text()
+    study.write_text(before.replace('"baselines": ["dpo"]', '"baselines": ["self-dpo"]'))
+    plan = _finish(_snakemake(labelled, "--dry-run", study=study))
+    assert re.search(r"(?m)^figures +1", plan)
+    assert "rule evaluation" not in plan
+    study.write_text(before)
+
+
+def test_launched_steps_are_those_of_the_notebooks(finished, tiny_root):
+    params_file = tiny_root("launched")
+    root, by_notebooks = params_file.parent.parent, Run.open(finished)
+    shutil.copytree(finished.parent.parent / "runs", root / "runs")
+    run = Run.open(params_file)
+    run.step("seed_dpo").record_file.unlink()
+    on_processes(1, "-m", "sgpo_lib.launch", str(params_file), cwd=root)
+    assert run.step("seed_dpo").record()["outputs"] == by_notebooks.step("seed_dpo").record()["outputs"]
+    on_processes(2, "-m", "sgpo_lib.launch", str(params_file), "--round", "1", cwd=root)
+    there, here = (each.step("leader", 1).record()["metrics"] for each in (by_notebooks, run))
+    assert (here["n_rows"], here["n_processes"]) == (there["n_rows"], 2)
+    assert here["loss_first"] == pytest.approx(there["loss_first"], abs=0.01)
 
 
 def test_figures_that_come_with_the_repository_do_not_stand_in_for_a_run(tiny_root):
@@ -164,7 +207,7 @@ def test_figures_that_come_with_the_repository_do_not_stand_in_for_a_run(tiny_ro
     (figures / "regret_constants.md").write_text("from another machine")
     plan = _finish(_snakemake(params_file, "--dry-run"))
     for rule in ("seed_dpo", "annotation", "follower", "leader", "evaluation", "figures", "regret"):
-        assert f"rule {rule}:" in plan or f"{rule} " in plan, rule
+        assert re.search(rf"(?m)^(local)?rule {rule}:|^{rule} +\d", plan), plan
 
 
 def test_killed_at_any_moment_the_graph_resumes_to_the_same_artefacts(finished, tiny_root):
@@ -173,9 +216,15 @@ def test_killed_at_any_moment_the_graph_resumes_to_the_same_artefacts(finished, 
     root = params_file.parent.parent
     seed_0 = Run.open(params_file)
     wanted = [str(step.record_file) for step in (seed_0.step("leader", 1), seed_0.seed_only.step("evaluation"))]
-    for seconds in (12, 18, 16):
+    for begun in (
+        seed_0.step("seed_dpo").folder / "pairs.parquet",
+        seed_0.step("annotation", 1).folder / "responses.parquet",
+        seed_0.step("follower", 1).folder / "worst_case.parquet",
+    ):
         process = _snakemake(params_file, *wanted)
-        time.sleep(seconds)
+        while process.poll() is None and not begun.exists():
+            time.sleep(0.05)
+        assert not seed_0.step("leader", 1).record_file.exists()
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         _kill_kernels(root)
@@ -185,7 +234,7 @@ def test_killed_at_any_moment_the_graph_resumes_to_the_same_artefacts(finished, 
                     _load(params_file, record, artefact)
     _finish(_snakemake(params_file, *wanted))
     resumed, undisturbed = _artefacts(root / "runs"), _artefacts(finished.parent.parent / "runs")
-    assert len(resumed) == 13
+    assert len(resumed) == 12
     assert resumed == {path: undisturbed.get(path) for path in resumed}
 
 

@@ -36,11 +36,19 @@ def write(tmp_path):
 # --- the shipped files
 
 # What a newcomer's file can do without: rivals, studies and other data than a file.
-_OPTIONAL = {"split", "seed_selection", "label_noise", "n_calibration", "n_pieces", "group_size", "engine"}
+_OPTIONAL = {"split", "seed_selection", "label_noise", "n_calibration", "n_pieces", "group_size", "engine", "bad_rows"}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_file_loads_and_leaves_no_section_or_size_to_defaults(path):
+def test_shipped_file_can_be_asked_for_every_method(path):
+    known = {"implicit", "sentiment", "gold"} if load_params(path).gold else {"implicit"}
+    for method, sets in METHODS.items():
+        if sets.get("annotation.judge", "implicit") in known:
+            load_params(path, method=method)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_file_leaves_no_section_or_size_to_defaults(path):
     params, written = load_params(path), yaml.safe_load(path.read_text())
     if "extends" in written:
         return
@@ -48,7 +56,7 @@ def test_shipped_file_loads_and_leaves_no_section_or_size_to_defaults(path):
     for section in ("data", "generation", "follower", "evaluation"):
         assert set(written[section]) >= set(params.model_dump()[section]) - _OPTIONAL
     assert {"name_or_path", "device", "dtype", "lora"} <= set(written["model"])
-    assert {"mode", "reference", "accumulate"} <= set(written["leader"])
+    assert "accumulate" in written["leader"]
     for training in (written["seed_dpo"], written["leader"]):
         assert {"learning_rate", "num_train_epochs", "per_device_train_batch_size", "max_length"} <= set(training)
 
@@ -218,11 +226,19 @@ def test_an_adapter_can_be_switched_off_by_an_override():
     assert load_params(EMBEDDED, {"model.lora": None}).model.lora is None
 
 
-def test_flat_values_are_json_and_can_be_limited_to_sections(write):
-    params = load_params(write(follower={"support": [-1.0, 1.0]}))
-    assert json.loads(json.dumps(params.flat())) == params.flat()
-    keys = {"beta", "follower.radius", "follower.support", "follower.n_pieces", "follower.group_size"}
-    assert set(params.flat(["beta", "follower"])) == keys
+def test_flat_values_are_json_with_dotted_keys(write):
+    flat = load_params(write(follower={"support": [-1.0, 1.0]})).flat()
+    assert json.loads(json.dumps(flat)) == flat
+    assert flat["follower.support"] == [-1.0, 1.0]
+    assert not {"name", "root", "output_dir"} & set(flat)
+
+
+def test_a_file_that_contradicts_the_method_is_refused_and_an_override_is_not(write):
+    path = write(follower={"n_pieces": 5}, leader={"learning_rate": 1e-4, "reference": "initial"})
+    with pytest.raises(ValueError, match=r"'follower\.n_pieces' is 5, but method ssapo-pieces sets it to 6"):
+        load_params(path, method="ssapo-pieces")
+    assert load_params(path, method="ssapo").leader.reference == "initial"
+    assert load_params(path, {"follower.n_pieces": 7}, "ssapo-envelope").follower.n_pieces == 7
 
 
 # --- params that need each other
@@ -266,7 +282,25 @@ def test_extending_what_is_not_there_is_named(write):
 def test_every_method_is_valid_for_the_default_and_the_study_params():
     for name in ("smollm2-135m", "study", "study-flipped"):
         for method, overrides in METHODS.items():
-            assert load_params(ROOT / "params" / f"{name}.yaml", overrides), method
+            if method != "iter-dpo-external":
+                assert load_params(ROOT / "params" / f"{name}.yaml", overrides), method
+
+
+def test_the_judge_of_a_file_ranks_for_iter_dpo_external_and_for_no_method_that_annotates_itself(write):
+    judge = {"kind": "pairwise", "name_or_path": "some/ranker"}
+    path = write(judge=judge, gold=None)
+    assert load_params(path, method="iter-dpo-external").annotation.judge == "external"
+    assert load_params(path, method="ssapo").annotation.judge == "implicit"
+    path = write(judge=judge, gold=None, annotation={"judge": "external"})
+    with pytest.raises(ValueError, match=r"'annotation\.judge' is 'external', but method ssapo sets it to 'implicit'"):
+        load_params(path, method="ssapo")
+
+
+@pytest.mark.parametrize("url", ["https://me:s3cret@host/v1", "https://host/v1?key=s3cret", "https://host/v1#s3cret"])
+def test_a_secret_in_the_judges_url_is_refused_and_not_repeated(write, url):
+    with pytest.raises(ValueError, match=r"judge\.url must be a plain address") as refused:
+        load_params(write(judge={"kind": "llm", "url": url, "model": "m"}))
+    assert "s3cret" not in str(refused.value)
 
 
 # --- where the file is

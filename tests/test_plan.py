@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -153,7 +154,37 @@ def test_stages_count_what_the_notebooks_do():
     assert made["evaluation"].scored == 4 * 128 * 90
 
 
+def test_labelled_data_is_planned_with_all_pairs_of_a_prompt_calibration_and_held_out_pairs():
+    params = params_of("labelled-pairs", **{"data.n_calibration": 10})
+    lengths = Lengths(40, 50, 128, 64)
+    made = {stage.name: stage for stage in stages(params, shape_of("smollm2-135m"), lengths, pairs_per_prompt=4)}
+    assert made["seed DPO"].trained == 2 * 32 * 4 * 90
+    assert made["seed DPO"].scored == 2 * (32 + 10) * 4 * 90
+    assert made["annotation 1"].scored == 2 * (96 + 10 * 4) * 90
+    held_out = 2 * 3 * 80 * 4  # by the SFT model, seed DPO and round 1
+    assert made["evaluation"].scored == (2 * 80 + held_out) * 90
+
+
 # --- memory
+
+
+def test_four_bit_weights_take_about_a_quarter_and_adapters_what_they_took():
+    model = params_of("mistral-7b-lora").model
+    plain, nf4 = (
+        Shape(find_config(model)[0], model.model_copy(update={"quantization": kind}), on_gpu=True)
+        for kind in (None, "nf4")
+    )
+    assert plain.frozen_bytes == 2 * (plain.total - plain.trainable)
+    assert 3.5 < nf4.frozen_bytes / 2**30 < 4.1
+
+
+def test_answering_holds_what_its_batch_caches_and_full_fine_tuning_the_sft_model_too():
+    params, lengths = params_of("mistral-7b"), Lengths(1024, 300, 1024, 300)
+    full = memory(params, shape_of("mistral-7b"), find_machine("H100-80GB"), lengths)["answering"]
+    keys_and_values = 2 * 32 * 8 * 128 * 2  # both, layers, heads, their width, bytes
+    assert full["KV cache"] == 64 * (1024 + 300) * keys_and_values
+    assert full["SFT copy"] == full["weights"] == 2 * PUBLISHED[params.model.name_or_path]
+    assert needs("mistral-7b-lora", 1)["answering"]["SFT copy"] == 0
 
 
 def test_sharding_divides_weights_gradients_and_optimiser():
@@ -219,6 +250,29 @@ def test_plan_of_expected_lengths_says_when_it_does_not_fit(monkeypatch):
     assert "DOES NOT FIT" in said
     assert "200 an answer expected" in said
     assert "cost" not in said.split("Not in the times")[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "known"),
+    [
+        ("NVIDIA H100 80GB HBM3", 79.6, "H100-80GB"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, "A100-40GB"),
+        ("NVIDIA A100-SXM4-80GB", 79.2, "A100-80GB"),
+        ("NVIDIA GeForce RTX 4090", 23.6, "RTX4090-24GB"),
+        ("NVIDIA RTX A6000", 47.5, "A6000-48GB"),
+        ("NVIDIA L40S", 44.4, "L40S-48GB"),
+        ("NVIDIA L4", 22.0, "L4-24GB"),
+        ("NVIDIA A10G", 22.0, "A10G-24GB"),
+        ("NVIDIA H200", 139.8, "H200-141GB"),
+        ("Something Else", 16.0, None),
+    ],
+)
+def test_gpus_are_known_by_the_names_that_torch_gives_them(monkeypatch, name, gib, known):
+    properties = SimpleNamespace(name=name, total_memory=gib * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    assert find_machine().rates == (find_machine(known).rates if known else None)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,31 @@ def test_paths_in_the_plane_of_reward_and_kl_are_means_over_seeds():
     np.testing.assert_allclose(path.get_ydata(), np.array([0.05, 0.15, 0.25, 0.35]) + 0.01)
 
 
+@pytest.mark.parametrize("n", [6, 21, 48, 93])  # where rounding puts Wilson's bound beyond a share of 0 or 1
+@pytest.mark.parametrize("agrees", [True, False])
+def test_labels_that_are_all_right_or_all_wrong_can_be_drawn(n, agrees):
+    pairs = pd.DataFrame({"margin": np.linspace(-1, 1, 5 * n), "agrees_with_gold": agrees})
+    share = plots.margins_and_agreement(pairs).axes[1].lines[0].get_ydata()
+    np.testing.assert_array_equal(share, float(agrees))
+    plots.self_labels_by_round({1: {"agreement": float(agrees), "n_pairs": n, "margin_mean": 0.1}})
+
+
+def test_prompts_with_the_same_last_message_keep_their_own_answers():
+    user = [{"role": "user", "content": "Go on."}]
+    prompts = {"a": user, "b": [{"role": "system", "content": "Be brief."}, *user]}
+    rows = [
+        {"prompt_id": key, "prompt": prompt, "policy": policy, "response": f"{policy} to {key}"}
+        for policy in ("sft", "dpo")
+        for key, prompt in prompts.items()
+    ]
+    shown = plots.answers_by_policy(pd.DataFrame(rows), n_prompts=2).data
+    assert shown.to_dict("list") == {
+        "prompt": ["Go on."] * 2,
+        "sft": ["sft to a", "sft to b"],
+        "dpo": ["dpo to a", "dpo to b"],
+    }
+
+
 def test_a_models_words_are_shown_and_not_taken_for_markup():
     table = pd.DataFrame(
         {"prompt": [[{"role": "user", "content": "<b>?"}]], "chosen": ["<script>x</script>"], "rejected": ["a & b"]}

@@ -116,6 +116,26 @@ def test_plain_extra_columns_are_kept_and_others_left_out(tmp_path):
     assert "history" not in data
 
 
+def test_extra_columns_of_mixed_kinds_are_left_out_as_no_file_could_hold_them(tmp_path):
+    extras = [{"id": 1, "score": 1, "note": None}, {"id": "two", "score": 0.5, "note": "x"}]
+    data = load_rows(tmp_path, [PLAIN | extra for extra in extras])
+    assert {"score", "note"} <= set(data)
+    assert "id" not in data
+    data.to_parquet(tmp_path / "kept.parquet")
+
+
+def test_a_data_file_lies_beside_params_wherever_one_works_from(tmp_path, monkeypatch):
+    rows = [PLAIN | {"prompt": text} for text in ("A?", "B?", "C?", "")]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    params = DataParams(source="mine.jsonl", n_seed=1, n_prompts=[1], n_evaluation=1, bad_rows="drop")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.warns(UserWarning, match="left out rows"):
+        assert len(preferences.prepare(params, tmp_path, 0).seed) == 1
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*elsewhere/mine\.jsonl"):
+        preferences.prepare(params, Path("."), 0)
+
+
 def test_json_array_and_parquet_read_like_json_lines(tmp_path):
     rows = [PLAIN, PLAIN | {"prompt": [user("Why?")]}]
     expected = load_rows(tmp_path, rows)

@@ -1,11 +1,17 @@
-"""README says what was measured: its tables are the files in figures/, and what it points to exists."""
+"""README and the pages beside it say what was measured, and what they point to exists."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from sgpo_lib.params import load_params
+
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_readme_quotes_the_measured_tables_as_they_are():
@@ -14,13 +20,21 @@ def test_readme_quotes_the_measured_tables_as_they_are():
     assert done.returncode == 0, done.stderr
 
 
-def test_every_local_link_in_readme_exists():
-    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text())
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
-
-
-def test_every_make_target_in_readme_exists():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_local_links_and_make_targets_exist(page):
+    text = page.read_text()
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z]+)", (ROOT / "README.md").read_text()))
-    assert {"reproduce", "test"} <= named <= targets
+    assert set(re.findall(r"\bmake ([a-z]+)\b(?!`)", text)) <= targets
+    named = re.findall(r"\b(?:params|profiles|benchmarks|notebooks)/[\w./-]+\w", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_params_that_a_page_shows_can_be_used(page, tmp_path):
+    shutil.copy(ROOT / "params" / "smollm2-135m.yaml", tmp_path)
+    for i, block in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(), flags=re.DOTALL)):
+        file = tmp_path / f"mine{i}.yaml"
+        file.write_text(block if "extends:" in block else f"extends: smollm2-135m.yaml\n{block}")
+        load_params(file)

@@ -96,7 +96,17 @@ def test_long_texts_are_cut_aloud_and_keep_the_end_of_the_conversation(request, 
     with pytest.warns(UserWarning, match="1 of 2 texts are longer than 64 tokens"):
         scores = judge.score([*long, *PROMPTS[:1]], ["Yes", "No"])
     assert np.isfinite(scores).all()
-    assert len(judge._encode(long[0], "Yes", room=64)["input_ids"]) == 64
+    kept, whole = (judge._encode(long[0], "Yes", room)["input_ids"] for room in (64, None))
+    assert len(kept) == 64
+    assert kept[-3:] == whole[-3:]
+
+
+def test_both_judges_read_the_whole_conversation(encoder):
+    asked = [[{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}] for text in ("A?", "B?")]
+    prompts = [[*turns, {"role": "user", "content": "And the second one?"}] for turns in asked]
+    alone, pairwise = load(RewardModelJudge, encoder), load(PairwiseRewardModelJudge, encoder)
+    assert np.ptp(alone.score(prompts, ["No."] * 2)) > 1e-6
+    assert np.ptp(pairwise.compare(prompts, ["No."] * 2, ["Never."] * 2)["preference"]) > 1e-6
 
 
 def test_a_model_without_a_trained_head_or_with_several_outputs_is_refused(tiny_model, reward_model, tmp_path):

@@ -490,6 +490,16 @@ def test_a_leader_without_follower_does_not_wait_for_one(open_run):
     make(run.step("leader", 1))
 
 
+def test_a_judge_that_ranks_nothing_or_moves_spoils_no_step(open_run):
+    judge = {"kind": "llm", "url": "http://localhost:1/v1", "model": "m"}
+    make_all(open_run())
+    open_run(judge=judge).step("leader", 1).begin()
+    moved = open_run(judge=judge | {"url": "http://elsewhere:2/v1", "max_concurrency": 2}, gold=None)
+    assert moved.step("evaluation").params == open_run(judge=judge, gold=None).step("evaluation").params
+    other = open_run(judge=judge | {"model": "n"}, gold=None)
+    assert moved.step("evaluation").params != other.step("evaluation").params
+
+
 def test_the_shift_rule_reads_the_margins_of_the_round_before(open_run):
     run = open_run(follower__radius={"rule": "shift"})
     folders = [step.folder.name for step in run.step("follower", 2).inputs]

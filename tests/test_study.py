@@ -36,6 +36,7 @@ def test_the_studies_of_the_papers_tables_are_there_with_seeds_enough():
     [
         ([{"method": "ssapo"}, {"method": "ssapo", "name": "again"}], "share a folder"),
         ([{"method": "ssapo"}, {"method": "spa", "name": "ssapo"}], "share a name"),
+        ([{"method": "dpo"}, {"method": "dpo", "params": "q.yaml", "name": "other"}], "share a method"),
         ([{"method": "ssapi"}], "no method ssapi"),
         ([{"method": "spa"}], "baselines dpo"),
         ([{"method": "dpo", "overides": {}}], "overides"),

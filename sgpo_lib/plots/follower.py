@@ -389,28 +389,6 @@ def solvers_side_by_side(table: pd.DataFrame | list[dict]) -> Figure:
     return figure
 
 
-def solver_times(table: pd.DataFrame | list[dict]) -> Figure:
-    """Draw seconds against the number of pairs, one line a solver.
-
-    Parameters
-    ----------
-    table : DataFrame or list of dict
-        Rows with ``solver``, ``n_pairs`` and ``seconds``, as `sgpo_lib.follower.side_by_side` gives them.
-    """
-    table = pd.DataFrame(table)
-    figure, axes = new_figure(width=5.6, height=3.8)
-    groups = {solver: rows.sort_values("n_pairs") for solver, rows in table.groupby("solver", sort=False)}
-    palette = [COLORS[name] for name in ("reference", "follower", "gold", "dpo", "leader", "accent", "sky")]
-    for index, (solver, rows) in enumerate(groups.items()):
-        marker = "os^vDPX"[index % 7]
-        color = palette[index % len(palette)]
-        axes.plot(rows["n_pairs"], rows["seconds"], f"{marker}-", color=color, markersize=5, label=solver)
-    axes.set(xscale="log", yscale="log", xlabel="pairs N", ylabel="time on one core (s)")
-    figure.legend(loc="outside right upper", frameon=False)
-    _title(axes, "Time to solve the follower")
-    return figure
-
-
 def _seconds(x: float) -> str:
     if x < 1e-3:
         return f"{x * 1e6:.0f} µs"

@@ -1,9 +1,12 @@
 """Pictures and tables of pairs: what was said, how sure the policy is, and whether it is right."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
+from scipy.stats import binomtest
 
 from sgpo_lib.plots.style import COLORS, new_figure
 
@@ -25,9 +28,10 @@ def answers_by_policy(responses: pd.DataFrame, n_prompts: int) -> Styler:
     """Show what each policy answers to the first prompts: a row per prompt, a column per policy."""
     shown = responses["prompt_id"].unique()[:n_prompts]
     rows = responses[responses["prompt_id"].isin(shown)]
-    table = rows.assign(prompt=[p[-1]["content"] for p in rows["prompt"]])
-    table = table.pivot(index="prompt", columns="policy", values="response")
-    return _as_page(table[responses["policy"].unique()].reset_index().rename_axis(columns=None))
+    table = rows.pivot(index="prompt_id", columns="policy", values="response").loc[shown, rows["policy"].unique()]
+    questions = rows.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"]
+    table.insert(0, "prompt", [questions[prompt_id][-1]["content"] for prompt_id in shown])
+    return _as_page(table.reset_index(drop=True).rename_axis(columns=None))
 
 
 def _as_page(table: pd.DataFrame) -> Styler:
@@ -67,9 +71,7 @@ def margins_and_agreement(pairs: pd.DataFrame, n_bins: int = 5) -> Figure:
 def _agreement(axis, margins: np.ndarray, agrees: np.ndarray, n_bins: int) -> None:
     groups = np.array_split(np.argsort(margins, kind="stable"), min(n_bins, len(margins)))
     centre = np.array([margins[group].mean() for group in groups])
-    share = np.array([agrees[group].mean() for group in groups])
-    low, high = np.transpose([_wilson(agrees[group].sum(), len(group)) for group in groups])
-    axis.errorbar(centre, share, [share - low, high - share], fmt="o-", color=COLORS["gold"], capsize=3)
+    _shares(axis, centre, [int(agrees[group].sum()) for group in groups], [len(group) for group in groups])
     axis.axhline(0.5, color=COLORS["reference"], linestyle=":", linewidth=1)
     axis.text(1, 0.5, "coin flip ", transform=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize="small")
     axis.set(
@@ -80,12 +82,13 @@ def _agreement(axis, margins: np.ndarray, agrees: np.ndarray, n_bins: int) -> No
     )
 
 
-def _wilson(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95% score interval of a proportion (Wilson, 1927)."""
-    share = successes / n
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def _shares(axis, x: Sequence[float], right: Sequence[int], n: Sequence[int]) -> None:
+    """Plot how many of `n` were right, with 95% Wilson intervals."""
+    share = np.divide(right, n)
+    intervals = [binomtest(k, of).proportion_ci(method="wilson") for k, of in zip(right, n, strict=True)]
+    low, high = np.transpose([(interval.low, interval.high) for interval in intervals])
+    lengths = np.clip([share - low, high - share], 0, None)  # at 0 and 1 rounding may leave less than 0
+    axis.errorbar(x, share, lengths, fmt="o-", color=COLORS["gold"], capsize=3)
 
 
 def self_labels_by_round(audits: dict[int, dict]) -> Figure:
@@ -97,11 +100,8 @@ def self_labels_by_round(audits: dict[int, dict]) -> Figure:
     """
     figure, axes = new_figure(1, 2)
     rounds = sorted(audits)
-    share = np.array([audits[t]["agreement"] for t in rounds])
-    low, high = np.transpose(
-        [_wilson(audits[t]["agreement"] * audits[t]["n_pairs"], audits[t]["n_pairs"]) for t in rounds]
-    )
-    axes[0].errorbar(rounds, share, [share - low, high - share], fmt="o-", color=COLORS["gold"], capsize=3)
+    n = [audits[t]["n_pairs"] for t in rounds]
+    _shares(axes[0], rounds, [round(audits[t]["agreement"] * of) for t, of in zip(rounds, n, strict=True)], n)
     axes[0].axhline(0.5, color=COLORS["reference"], linestyle=":", linewidth=1)
     axes[0].set(
         xlabel="round",

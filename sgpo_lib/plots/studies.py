@@ -65,7 +65,7 @@ def _interval(axis, place: float, interval, values, look: dict) -> None:
     axis.errorbar(interval.mean, place, xerr=error, fmt=look["marker"], color=look["color"], capsize=3)
 
 
-def rounds_compared(results: pd.DataFrame, audits: pd.DataFrame) -> Figure:
+def rounds_compared(results: pd.DataFrame, audits: pd.DataFrame, confidence: float = 0.95) -> Figure:
     """Draw gold reward, self-label accuracy, KL and length after each round, means over seeds with t intervals.
 
     Parameters
@@ -84,11 +84,11 @@ def rounds_compared(results: pd.DataFrame, audits: pd.DataFrame) -> Figure:
     has_labels = "agrees_with_gold" in audits
     figure, axes = new_figure(1, len(panels) + has_labels, width=3.4)
     for axis, (quantity, label, when) in zip(axes, panels, strict=False):
-        _lines(axis, trained, quantity, looks)
+        _lines(axis, trained, quantity, looks, confidence)
         axis.set(xlabel=when, ylabel=label)
     if has_labels:
         accuracy = audits.groupby(["group", "variant", "seed", "round"], sort=False)["agrees_with_gold"].mean()
-        _lines(axes[-1], accuracy.reset_index(), "agrees_with_gold", looks)
+        _lines(axes[-1], accuracy.reset_index(), "agrees_with_gold", looks, confidence)
         axes[-1].axhline(0.5, color=COLORS["reference"], linestyle=":", linewidth=1)
         axes[-1].set(xlabel="in round", ylabel="label agrees with gold")
     for axis in axes:
@@ -97,11 +97,11 @@ def rounds_compared(results: pd.DataFrame, audits: pd.DataFrame) -> Figure:
     return figure
 
 
-def _lines(axis, table: pd.DataFrame, quantity: str, looks: dict) -> None:
+def _lines(axis, table: pd.DataFrame, quantity: str, looks: dict, confidence: float) -> None:
     groups = list(table.groupby(["group", "variant"], sort=False))
     for number, ((group, variant), of_variant) in enumerate(groups):
         by_round = of_variant.groupby("round")[quantity]
-        intervals = [over_seeds(values.to_numpy()) for _, values in by_round]
+        intervals = [over_seeds(values.to_numpy(), confidence) for _, values in by_round]
         means = np.array([interval.mean for interval in intervals])
         half = np.nan_to_num([interval.high - interval.mean for interval in intervals])
         shift = 0.04 * (number - (len(groups) - 1) / 2)
@@ -137,7 +137,7 @@ def reward_against_kl(results: pd.DataFrame) -> Figure:
     return figure
 
 
-def labels_by_decile(pairs: pd.DataFrame, variants: Iterable[str]) -> Figure:
+def labels_by_decile(pairs: pd.DataFrame, variants: Iterable[str], confidence: float = 0.95) -> Figure:
     """Draw, by margin decile, how often the label is right and how much of its mass the follower moved.
 
     The follower helps where the errors are: if accuracy rises with the margin, low margins are the ones to
@@ -153,7 +153,7 @@ def labels_by_decile(pairs: pd.DataFrame, variants: Iterable[str]) -> Figure:
     for (group, variant), of_variant in pairs.groupby(["group", "variant"], sort=False):
         for axis, column in zip(axes, ("agrees_with_gold", "moved"), strict=True):
             by_seed = of_variant.groupby(["decile", "seed"])[column].mean().unstack()
-            intervals = [over_seeds(row.dropna().to_numpy()) for _, row in by_seed.iterrows()]
+            intervals = [over_seeds(row.dropna().to_numpy(), confidence) for _, row in by_seed.iterrows()]
             label = f"{group}: {variant}" if group else variant
             axis.errorbar(
                 by_seed.index,

@@ -6,6 +6,8 @@ import matplotlib as mpl
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from sgpo_lib.kept import replacing
+
 # Okabe-Ito: distinguishable with the common colour-vision deficiencies.
 COLORS = {
     "leader": "#0072B2",
@@ -56,8 +58,6 @@ def new_figure(rows: int = 1, columns: int = 1, width: float = 4.2, height: floa
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, whole or not at all, without time stamps that would dirty a diff."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=_RC["savefig.dpi"], metadata={"Software": None})
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=_RC["savefig.dpi"], metadata={"Software": None})
     return path
