@@ -15,15 +15,16 @@ from sgpo_lib import follower
 from sgpo_lib.study import Study
 
 QUANTITIES = {
-    "gold_reward_vs_sft": "gold reward vs SFT",
-    "win_rate": "win rate %",
-    "length_controlled_win_rate": "LC win rate %",
-    "words": "words",
-    "kl": "KL to SFT (nats)",
-    "preference_accuracy": "preference accuracy %",
-    "length_balanced_accuracy": "length-balanced accuracy %",
+    "gold_reward": ("gold reward", 3),
+    "gold_reward_vs_sft": ("gold reward vs SFT", 3),
+    "win_rate": ("win rate %", 1),
+    "length_controlled_win_rate": ("LC win rate %", 1),
+    "preference_accuracy": ("preference accuracy %", 1),
+    "length_balanced_accuracy": ("length-balanced accuracy %", 1),
+    "words": ("words", 1),
+    "kl": ("KL to SFT (nats)", 1),
 }
-"""What is tabulated, with its heading."""
+"""What is tabulated, with its heading and decimals."""
 
 LENGTH_CONTROLLED = {
     "gold_reward_vs_sft": "length_controlled_win_rate",
@@ -95,7 +96,7 @@ def measure(results: pd.DataFrame) -> str | None:
 
 
 def final_means(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Average every variant's last policy over seeds.
+    """Average every variant's last policy over seeds; of the gold reward only the gain over SFT, which varies less.
 
     Returns
     -------
@@ -104,7 +105,7 @@ def final_means(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame
     final = results[results["is_final"]]
     rows = []
     for (group, variant), of_variant in final.groupby(["group", "variant"], sort=False):
-        for quantity in (name for name in QUANTITIES if name in final):
+        for quantity in (name for name in QUANTITIES if name in final and name != "gold_reward"):
             interval = over_seeds(of_variant[quantity].to_numpy(), confidence)
             rows.append((group, variant, quantity, *interval[:3], len(of_variant)))
     return pd.DataFrame(rows, columns=["group", "variant", "quantity", "mean", "low", "high", "n_seeds"])
@@ -120,7 +121,7 @@ def means_by_round(results: pd.DataFrame, confidence: float = 0.95) -> pd.DataFr
     """
     rows = []
     for (group, variant, policy), of_policy in results.groupby(["group", "variant", "policy"], sort=False):
-        for quantity in ("gold_reward", *(name for name in QUANTITIES if name in results)):
+        for quantity in (name for name in QUANTITIES if name in results):
             interval = over_seeds(of_policy[quantity].to_numpy(), confidence)
             rows.append((group, variant, policy, quantity, *interval[:3], len(of_policy)))
     columns = ["group", "variant", "policy", "quantity", "mean", "low", "high", "n_seeds"]

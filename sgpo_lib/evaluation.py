@@ -185,25 +185,3 @@ def _fit_length_control(wins: np.ndarray, delta: np.ndarray, strength: float | N
 def _interval(mean: float, resampled: np.ndarray, confidence: float) -> dict[str, float]:
     low, high = np.nanquantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
     return {"mean": float(mean), "low": float(low), "high": float(high)}
-
-
-def summary_table(summary: dict[str, Any]) -> pd.DataFrame:
-    """Lay a summary out as text, `mean [low, high]`, a row per policy."""
-    headings = {
-        "gold_reward": ("gold reward", 3),
-        "gold_reward_vs_sft": ("vs SFT (paired)", 3),
-        "win_rate": ("win rate %", 1),
-        "length_controlled_win_rate": ("LC win rate %", 1),
-        "words": ("words", 1),
-        "kl": ("KL to SFT (nats)", 2),
-        "preference_accuracy": ("preference accuracy %", 1),
-        "length_balanced_accuracy": ("length-balanced accuracy %", 1),
-    }
-    rows = {}
-    for policy, values in summary.items():
-        known = {key: heading for key, heading in headings.items() if key in values}
-        rows[policy] = {
-            name: f"{values[key]['mean']:.{d}f} [{values[key]['low']:.{d}f}, {values[key]['high']:.{d}f}]"
-            for key, (name, d) in known.items()
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("policy")

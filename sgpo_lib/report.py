@@ -47,6 +47,19 @@ def executed_notebook(step: Step) -> Path:
     return step.run.folder / "notebooks" / part / f"{step.notebook}{round_}.ipynb"
 
 
+def summary_table(summary: dict[str, Any]) -> pd.DataFrame:
+    """Lay the summary of one run out as text, `mean [low, high]`: a row per policy, a column per quantity."""
+    rows = {
+        policy: {
+            heading: _as_text(**values[name], digits=digits)
+            for name, (heading, digits) in QUANTITIES.items()
+            if name in values
+        }
+        for policy, values in summary.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("policy")
+
+
 def made_with(runs: list[Run], command: str) -> str:
     """Return the sentence that says what made a table: command, and every machine, version and commit there was."""
     environments = [run.step("evaluation").record()["environment"] for run in runs]
@@ -76,14 +89,13 @@ def write_run(folder: Path, run: Run, summary_table: pd.DataFrame, timing: pd.Da
 
 def study_table(means: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
     """Lay a study out as text, `mean [low, high]`: a row per variant, a column per quantity and baseline."""
-    digits = {name: 3 if name == "gold_reward_vs_sft" else 1 for name in QUANTITIES}
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for row in means.itertuples():
-        text = _as_text(row, digits[row.quantity])
-        rows.setdefault((row.group, row.variant), {})[QUANTITIES[row.quantity]] = text
+        heading, digits = QUANTITIES[row.quantity]
+        rows.setdefault((row.group, row.variant), {})[heading] = _as_text(row.mean, row.low, row.high, digits)
         rows[row.group, row.variant]["seeds"] = str(row.n_seeds)
     for row in differences.itertuples():
-        rows[row.group, row.variant][f"vs {row.baseline} (paired)"] = _as_text(row, 3, "+")
+        rows[row.group, row.variant][f"vs {row.baseline} (paired)"] = _as_text(row.mean, row.low, row.high, 3, "+")
     table = pd.DataFrame.from_dict(rows, orient="index").fillna("")
     against = [f"vs {baseline} (paired)" for baseline in dict.fromkeys(differences["baseline"])]
     table = table[[name for name in table if name not in against] + against]
@@ -92,17 +104,17 @@ def study_table(means: pd.DataFrame, differences: pd.DataFrame) -> pd.DataFrame:
     return table.assign(seeds=seeds).rename_axis("variant")
 
 
-def _as_text(row: Any, digits: int, sign: str = "") -> str:
-    if math.isnan(row.low):
-        return f"{row.mean:{sign}.{digits}f}"
-    return f"{row.mean:{sign}.{digits}f} [{row.low:{sign}.{digits}f}, {row.high:{sign}.{digits}f}]"
+def _as_text(mean: float, low: float, high: float, digits: int, sign: str = "") -> str:
+    if math.isnan(low):
+        return f"{mean:{sign}.{digits}f}"
+    return f"{mean:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
 def write_study(folder: Path, study: Study, table: pd.DataFrame, verdicts: list[str], quantity: str | None) -> None:
     """Write a study's `table.md`, what was measured and how, and, last, `summary.md`, which says what it means."""
     runs = [study.run(variant, seed) for variant in study.variants for seed in study.seeds]
     n_prompts = runs[0].step("evaluation").load("summary.json")["sft"]["n_prompts"]
-    n, compared = len(study.seeds), QUANTITIES[quantity] if quantity else "nothing"
+    n, compared = len(study.seeds), QUANTITIES[quantity][0] if quantity else "nothing"
     note = (
         f"Means over {n} seed{'s' * (n > 1)} with {runs[0].params.evaluation.confidence:.0%} t intervals over seeds, "
         f"all on the same {n_prompts} held-out prompts; differences in {compared}, paired by seed and not adjusted for "

@@ -15,11 +15,11 @@ from sgpo_lib.evaluation import (
     preference_accuracy,
     sampled_kl,
     summarize,
-    summary_table,
 )
 from sgpo_lib.judges import GoldJudge
 from sgpo_lib.params import LoraParams, ModelParams, load_params
 from sgpo_lib.policy import Policy, generate
+from sgpo_lib.report import summary_table
 
 
 def _responses(**texts: list[str]) -> pd.DataFrame:

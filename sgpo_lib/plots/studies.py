@@ -48,7 +48,7 @@ def methods_compared(
     for (group, variant), of_variant in final.groupby(["group", "variant"], sort=False):
         values = of_variant[quantity].to_numpy()
         _interval(axes[0, 0], places[group, variant], over_seeds(values, confidence), values, looks[variant])
-    axes[0, 0].set(xlabel=QUANTITIES[quantity])
+    axes[0, 0].set(xlabel=QUANTITIES[quantity][0])
     axes[0, 0].set_yticks(range(len(rows)), _names(rows))
     axes[0, 0].invert_yaxis()
     for axis, baseline in zip(axes[0, 1:], baselines, strict=True):
