@@ -6,6 +6,7 @@ Knows how each leader mode and rival becomes rows to train on and a loss to lowe
 
 import contextlib
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -231,6 +232,8 @@ def _save(trainer: DPOTrainer, policy: Policy, folder: Path) -> None:
     """Write the policy from the process that has it all; every process has to call this."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         trainer.save_model(str(folder))
+        if trainer.accelerator.is_main_process:
+            shutil.rmtree(folder / "ref", ignore_errors=True)  # TRL's copy of the adapter
     elif trainer.accelerator.is_main_process:
         drop_trl_reference(policy)
         policy.save(folder)

@@ -1,5 +1,6 @@
 """Training on several processes: the same losses and the same policy as on one."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,13 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from sgpo_lib.run import Run
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIGS = sorted((REPOSITORY / "params" / "accelerate").glob("*.yaml"))
 
 
-def on_processes(n: int, *command: str, cwd: Path) -> None:
-    """Run Python on CPU processes that speak gloo.
+def on_processes(n: int, *command: str, cwd: Path, **variables: str) -> None:
+    """Run Python on CPU processes that speak gloo, with these environment variables.
 
     By torchrun, which is what `accelerate launch` starts for GPUs; for CPUs it would ask for MPI.
     """
@@ -21,7 +26,7 @@ def on_processes(n: int, *command: str, cwd: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), *command],
         cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true"} | variables,
         capture_output=True,
         text=True,
         timeout=300,
@@ -74,6 +79,47 @@ def test_two_processes_train_as_one_with_weights_and_worst_case(tiny_model, tmp_
     assert len(together["transport loss"]) == 3
     for name in alone:
         np.testing.assert_allclose(together[name], alone[name], atol=1e-4, err_msg=name)
+
+
+# Accelerate shards on accelerators only, though torch can on CPUs: it is told that these are some.
+LAUNCH_SHARDED = """
+import runpy, accelerate.state
+from accelerate.utils import DistributedType
+
+State = accelerate.state.PartialState
+begin = State.__init__
+
+def begin_as_gpus(self, *args, **kwargs):
+    begin(self, *args, **kwargs)
+    if self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type = DistributedType.MULTI_GPU
+
+State.__init__ = begin_as_gpus
+runpy.run_module("sgpo_lib.launch", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_all_weights_sharded_over_two_processes_are_trained_and_saved_as_by_one(tiny_params_file, tmp_path):
+    script = tmp_path / "launch_sharded.py"
+    script.write_text(LAUNCH_SHARDED)
+    config = yaml.safe_load((REPOSITORY / "params" / "accelerate" / "fsdp.yaml").read_text())
+    sharded = {"ACCELERATE_USE_FSDP": "true"} | {key.upper(): str(v) for key, v in config["fsdp_config"].items()}
+    made = {}
+    for n, start, variables in ((1, ["-m", "sgpo_lib.launch"], {}), (2, [str(script)], sharded)):
+        params_file = tiny_params_file.with_name(f"on{n}.yaml")
+        params_file.write_text(tiny_params_file.read_text())
+        overrides = {"model.lora": None, "data.n_seed": 9, "seed_dpo.per_device_train_batch_size": 8 // n}
+        on_processes(n, *start, str(params_file), "--overrides", json.dumps(overrides), cwd=tmp_path, **variables)
+        made[n] = Run.open(params_file, overrides=overrides).step("seed_dpo")
+    alone, together = (step.load("training_log.parquet") for step in made.values())
+    for column in ("loss", "grad_norm", "rewards/margins"):
+        np.testing.assert_allclose(together[column], alone[column], rtol=2e-3, atol=1e-4, err_msg=column)
+    alone, together = (load_file(step.load("policy") / "model.safetensors") for step in made.values())
+    before = load_file(Path(made[1].run.params.model.name_or_path) / "model.safetensors")
+    assert set(alone) == set(together)
+    for name, weight in alone.items():
+        # AdamW moves each weight by about its gradient's sign, which for the least ones is decided by rounding.
+        assert np.quantile(np.abs(together[name] - weight), 0.8) < 0.1 * np.abs(weight - before[name]).max(), name
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
