@@ -161,8 +161,8 @@ def test_labelled_data_is_planned_with_all_pairs_of_a_prompt_calibration_and_hel
     assert made["seed DPO"].trained == 2 * 32 * 4 * 90
     assert made["seed DPO"].scored == 2 * (32 + 10) * 4 * 90
     assert made["annotation 1"].scored == 2 * (96 + 10 * 4) * 90
-    held_out = 2 * 3 * 80 * 4  # by the SFT model, seed DPO and round 1
-    assert made["evaluation"].scored == (2 * 80 + held_out) * 90
+    held_out = 2 * 3 * 64 * 4  # by the SFT model, seed DPO and round 1
+    assert made["evaluation"].scored == (2 * 64 + held_out) * 90
 
 
 # --- memory
