@@ -6,6 +6,7 @@ python benchmarks/annotation_is_faster_than_generate_and_score.py --prompts 32 -
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 import warnings
@@ -113,7 +114,8 @@ def main() -> None:
     names = list(parts["plain"][0])
     median = {kind: {name: np.median([run[name] for run in runs]) for name in names} for kind, runs in parts.items()}
     total = {kind: sum(values.values()) for kind, values in median.items()}
-    print(f"Made by `python {Path(__file__).parent.name}/{Path(__file__).name}`:\n")
+    asked = " ".join(["python", f"{Path(__file__).parent.name}/{Path(__file__).name}", *sys.argv[1:]])
+    print(f"Made by `{asked}`:\n")
     print(
         f"{len(prompts)} prompts, {arguments.samples} responses each of up to {params.generation.max_new_tokens} "
         f"tokens, {params.name} with an adapter on {policy.device.type}, {os.cpu_count()} cores, "

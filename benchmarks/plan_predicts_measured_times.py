@@ -40,10 +40,11 @@ def measured_run(folder: Path) -> tuple[Params, dict[str, Lengths], pd.DataFrame
         for line in (folder / "timing.md").read_text().splitlines()
     ]
     table = pd.DataFrame(lines[2:], columns=lines[0]).set_index("notebook").astype(float)
-    names = {"01_seed_dpo": "seed DPO", "05_evaluation": "evaluation"}
+    names = {"01_seed_dpo": "seed DPO", "dpo/02_self_annotation-round-1-implicit": "annotation 1"}
+    names |= {"dpo/05_evaluation": "evaluation", "05_evaluation": "evaluation"}
     for t in range(1, params.n_rounds + 1):
         names |= {f"02_self_annotation-round-{t}": f"annotation {t}", f"04_weighted_training-round-{t}": f"leader {t}"}
-    return params, lengths, table.rename(index=names).loc[list(lengths)]
+    return params, lengths, table.groupby(table.index.map(lambda name: names.get(name, name))).sum().loc[list(lengths)]
 
 
 def planned(params: Params, lengths: dict[str, Lengths]) -> dict[str, Stage]:
@@ -54,8 +55,8 @@ def planned(params: Params, lengths: dict[str, Lengths]) -> dict[str, Stage]:
     }
 
 
-# What gives the rates: the first step that does each kind of work.
-FIRST = {"generate": "seed DPO", "score": "annotation 1", "train": "seed DPO"}
+# What gives the rates: the first step that does each kind of work, generation with the adapter that most answers have.
+FIRST = {"generate": "annotation 1", "score": "annotation 1", "train": "seed DPO"}
 
 
 def calibrate(plan: dict[str, Stage], measured: pd.DataFrame) -> Rates:

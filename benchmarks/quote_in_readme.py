@@ -15,6 +15,7 @@ QUOTED = {
     "follower": "figures/follower_benchmark.md",
     "main": "figures/studies/main/table.md",
     "leader": "figures/leader_benchmark.md",
+    "annotation": "figures/annotation_benchmark.md",
 }
 
 

@@ -77,7 +77,7 @@ GPUS = {
 # sequences in plain PyTorch, and of the bandwidth in transformers' decoding, where launching kernels costs the rest.
 TRAINING, SCORING, DECODING = 0.35, 0.40, 0.20
 # Measured on two cores of a Xeon with AMX: `benchmarks/plan_predicts_measured_times.py` prints them.
-TWO_CPU_CORES = Rates(generation=2.4e11, scoring=6.8e11, training=1.6e11)
+TWO_CPU_CORES = Rates(generation=1.7e11, scoring=6.8e11, training=2.8e11)
 
 
 def find_machine(gpu: str | None = None, n_gpus: int | None = None, n_generating: int = 1) -> Machine:
@@ -171,7 +171,9 @@ def stages(params: Params, shape: Shape, lengths: Lengths, pairs_per_prompt: flo
     data, by_people = params.data, params.gold is None
     pairs = pairs_per_prompt if by_people else 1  # of a labelled prompt
     n_labelled = data.n_seed + data.n_calibration
-    of_seed = {"score": 2 * n_labelled * pairs} if by_people else {"generate": n_labelled * data.n_seed_samples}
+    n_samples = data.n_seed_samples
+    answers = {"generate": n_labelled * n_samples, "samples": n_samples}
+    of_seed = {"score": 2 * n_labelled * pairs} if by_people else answers
     # What people wrote may be longer than what the policy may write.
     limit = params.seed_dpo.max_length - lengths.prompt
     of_people = replace(lengths, response=limit) if params.gold is None and lengths.is_bound else lengths
@@ -186,6 +188,7 @@ def stages(params: Params, shape: Shape, lengths: Lengths, pairs_per_prompt: flo
                 shape,
                 lengths,
                 generate=2 * n,
+                samples=2,
                 score=2 * (n + earlier + data.n_calibration * pairs),
             ),
             Stage(f"follower {t}"),
@@ -194,7 +197,7 @@ def stages(params: Params, shape: Shape, lengths: Lengths, pairs_per_prompt: flo
         ]
     held_out = 2 * (params.n_rounds + 2) * data.n_evaluation * pairs if by_people else 0
     generated, scored = (policies * data.n_evaluation for policies in (params.n_rounds + 2, params.n_rounds + 1))
-    return [*plan, _stage("evaluation", params, shape, lengths, generated, scored + held_out)]
+    return [*plan, _stage("evaluation", params, shape, lengths, generated, score=scored + held_out)]
 
 
 def _stage(
@@ -203,6 +206,7 @@ def _stage(
     shape: Shape,
     lengths: Lengths,
     generate: int = 0,
+    samples: int = 1,
     score: float = 0,
     pairs: float = 0,
     training: TrainingParams | None = None,
@@ -211,7 +215,7 @@ def _stage(
     flops, read, trained = {}, 0.0, 0.0
     if generate:
         flops["generate"], read = shape.decoding(
-            generate, params.generation.batch_size, lengths.prompt, params.generation.max_new_tokens
+            generate, samples, params.generation.batch_size, lengths.prompt, params.generation.max_new_tokens
         )
     if score:
         flops["score"] = score * shape.forward_flops(length, length, lengths.response)

@@ -32,7 +32,7 @@ def timing_table(run: Run) -> pd.DataFrame:
         if executed.exists():
             row["total"] = json.loads(executed.read_text())["metadata"].get("papermill", {}).get("duration")
         row["peak_gib"] = record["peak_gib"]
-        rows[executed.stem] = row
+        rows[_name(step, run)] = row
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("notebook")
     if "total" in table:
         table.insert(len(PARTS), "other", table["total"] - table[PARTS].sum(axis=1))
@@ -73,7 +73,7 @@ def made_with(runs: list[Run], command: str) -> str:
     return f"Made by `{command}` on {machines}; {packages}, commit {commits}."
 
 
-def write_run(folder: Path, run: Run, summary_table: pd.DataFrame, timing: pd.DataFrame) -> None:
+def write_run(folder: Path, run: Run, summary_table: pd.DataFrame, timing: pd.DataFrame, command: str) -> None:
     """Write one run's `results.json` (summary, metrics, what made them), `timing.md` and, last, `summary.md`."""
     folder.mkdir(parents=True, exist_ok=True)
     result = _result(run)
@@ -82,7 +82,7 @@ def write_run(folder: Path, run: Run, summary_table: pd.DataFrame, timing: pd.Da
     evaluation, n_prompts = run.params.evaluation, result["summary"]["sft"]["n_prompts"]
     note = (
         f"{run.method}, seed {run.seed}; mean and {evaluation.confidence:.0%} bootstrap interval over {n_prompts} "
-        f"held-out prompts. {made_with([run], f'make reproduce PARAMS=params/{run.params.name}.yaml')}"
+        f"held-out prompts. {made_with([run], command)}"
     )
     (folder / "summary.md").write_text(f"{summary_table.to_markdown()}\n\n{note}\n")
 
@@ -110,7 +110,9 @@ def _as_text(mean: float, low: float, high: float, digits: int, sign: str = "") 
     return f"{mean:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
-def write_study(folder: Path, study: Study, table: pd.DataFrame, verdicts: list[str], quantity: str | None) -> None:
+def write_study(
+    folder: Path, study: Study, table: pd.DataFrame, verdicts: list[str], quantity: str | None, command: str
+) -> None:
     """Write a study's `table.md`, what was measured and how, and, last, `summary.md`, which says what it means."""
     runs = [study.run(variant, seed) for variant in study.variants for seed in study.seeds]
     n_prompts = runs[0].step("evaluation").load("summary.json")["sft"]["n_prompts"]
@@ -118,12 +120,12 @@ def write_study(folder: Path, study: Study, table: pd.DataFrame, verdicts: list[
     note = (
         f"Means over {n} seed{'s' * (n > 1)} with {runs[0].params.evaluation.confidence:.0%} t intervals over seeds, "
         f"all on the same {n_prompts} held-out prompts; differences in {compared}, paired by seed and not adjusted for "
-        f"their number. {made_with(runs, f'make study NAME={study.name}')}"
+        f"their number. {made_with(runs, command)}"
     )
     measured = f"{table.to_markdown(disable_numparse=True)}\n\n{note}\n"
     (folder / "table.md").write_text(measured)
     findings = "\n".join(f"- {line}" for line in verdicts)
-    parts = [f"**{study.title}**", study.claim, measured, findings]
+    parts = [study.title and f"**{study.title}**", study.claim, measured, findings]
     (folder / "summary.md").write_text("\n\n".join(part.strip() for part in parts if part) + "\n")
 
 
@@ -133,7 +135,7 @@ def _result(run: Run) -> dict[str, Any]:
         "method": run.method,
         "seed": run.seed,
         "summary": run.step("evaluation").load("summary.json"),
-        "metrics": {executed_notebook(step).stem: step.record()["metrics"] for step in _steps(run)},
+        "metrics": {_name(step, run): step.record()["metrics"] for step in _steps(run)},
         "environment": run.step("evaluation").record()["environment"],
     }
 
@@ -149,3 +151,9 @@ def _steps(run: Run) -> list[Step]:
 
     visit(run.step("evaluation"))
     return list(steps.values())
+
+
+def _name(step: Step, run: Run) -> str:
+    """Name a step of a run by its notebook, with the folder of those that other methods share."""
+    path = executed_notebook(step).relative_to(run.folder / "notebooks").with_suffix("")
+    return path.as_posix().removeprefix(f"{run.method}/")

@@ -203,10 +203,16 @@ class Shape:
         """Two products with a context that is half the sequence in the mean; sliding windows are not counted on."""
         return 4 * tokens * self.config.num_hidden_layers * self.attention_width * length / 2
 
-    def decoding(self, rows: int, batch: int, prompt: float, steps: int) -> tuple[float, float]:
-        """FLOPs and bytes read of sampling: a batch decodes in lockstep, for as many steps as its longest answer."""
+    def decoding(self, rows: int, samples: int, batch: int, prompt: float, steps: int) -> tuple[float, float]:
+        """FLOPs and bytes read of sampling: a batch decodes in lockstep, for as many steps as its longest answer.
+
+        Parameters
+        ----------
+        rows, samples : answers in all, and of each prompt, which is read once for them.
+        """
         context = prompt + steps / 2
-        flops = rows * (self.forward_flops(prompt, prompt, 1) + self.forward_flops(steps, 2 * context, steps))
+        reading = self.forward_flops(prompt, prompt, 1) / samples
+        flops = rows * (reading + self.forward_flops(steps, 2 * context, steps))
         weights = (self.matrices[0] + self.head) * self.dtype.itemsize
         return flops, math.ceil(rows / batch) * steps * (weights + min(rows, batch) * context * self.cache_bytes)
 

@@ -97,6 +97,6 @@ def find_study(path: str | Path) -> Study:
 
 
 def study_of(params_file: str, seeds: list[int], methods: list[str], overrides: dict[str, Any] | None = None) -> Study:
-    """Make the study that has no file: methods side by side, with the same params and overrides."""
+    """Make the study that has no file: methods with the same params and overrides, compared with the first one."""
     variants = [Variant(method=method, overrides=overrides or {}) for method in methods]
-    return Study(name=Path(params_file).stem, params=params_file, seeds=seeds, variants=variants)
+    return Study(name=Path(params_file).stem, params=params_file, seeds=seeds, baselines=methods[:1], variants=variants)

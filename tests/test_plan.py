@@ -154,6 +154,12 @@ def test_stages_count_what_the_notebooks_do():
     assert made["evaluation"].scored == 4 * 128 * 90
 
 
+def test_a_prompt_is_read_once_for_all_its_answers():
+    planned = shape(lora=False)
+    one, four = (planned.decoding(8, samples, 8, 100, 10)[0] for samples in (1, 4))
+    assert one - four == pytest.approx(6 * planned.forward_flops(100, 100, 1))
+
+
 def test_labelled_data_is_planned_with_all_pairs_of_a_prompt_calibration_and_held_out_pairs():
     params = params_of("labelled-pairs", **{"data.n_calibration": 10})
     lengths = Lengths(40, 50, 128, 64)
