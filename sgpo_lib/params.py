@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticUndefined
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -313,6 +314,17 @@ def load_params(params_file: str | Path, overrides: dict[str, Any] | None = None
             problems = [_explain(item) for item in error.errors()]
     listing = "\n  ".join(problems)
     raise ValueError(f"{path}{' with overrides' if overrides else ''} cannot be used:\n  {listing}")
+
+
+def default_of(key: str) -> Any:
+    """Return what a dotted key is where nobody sets it; None also where it has to be set, or there is no such key."""
+    sections, value = [Params], None
+    for name in key.split("."):
+        field = next((section.model_fields[name] for section in sections if name in section.model_fields), None)
+        if field is None:
+            return None
+        sections, value = _section_types(field.annotation), field.default
+    return None if value is PydanticUndefined else value
 
 
 def _read(path: Path) -> dict[str, Any]:

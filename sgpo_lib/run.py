@@ -27,7 +27,7 @@ from typing import Any
 
 import pandas as pd
 
-from sgpo_lib.params import METHODS, Params, ShiftRule, load_params
+from sgpo_lib.params import METHODS, Params, ShiftRule, default_of, load_params
 from sgpo_lib.preferences import local_file
 
 _SHARED = ["model", "data", "beta", "generation", "gold"]
@@ -290,7 +290,10 @@ class Step:
 
     def _check(self, round_at_hand: int | None) -> None:
         record = self.record()
-        asked, made = self.params, record["params"]
+        asked = self.params
+        made = {key: default_of(key) for key in asked} | record[
+            "params"
+        ]  # params that came later were at their defaults
         differing = [
             f"{key}: made with {made.get(key)!r}, asked for {asked.get(key)!r}"
             for key in sorted(asked | made)

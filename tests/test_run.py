@@ -137,6 +137,18 @@ def test_params_that_no_input_reads_may_change(open_run, changed, step):
     open_run(**changed).step(*step).begin()
 
 
+def test_a_param_that_came_after_the_record_counts_as_made_with_its_default(open_run):
+    step = open_run().step("seed_dpo")
+    make(step)
+    record = json.loads(step.record_file.read_text())
+    for key in ("data.bad_rows", "seed_dpo.report_to", "generation.engine"):
+        del record["params"][key]
+    step.record_file.write_text(json.dumps(record))
+    open_run().step("annotation", 1).begin()
+    with pytest.raises(ValueError, match=r"data\.bad_rows: made with 'raise', asked for 'drop'"):
+        open_run(data__bad_rows="drop").step("annotation", 1).begin()
+
+
 def test_further_rounds_may_be_added_to_a_finished_run(open_run):
     make_all(open_run())
     longer = open_run(data__n_prompts=[4, 4, 8])
