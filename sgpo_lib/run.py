@@ -291,9 +291,8 @@ class Step:
     def _check(self, round_at_hand: int | None) -> None:
         record = self.record()
         asked = self.params
-        made = {key: default_of(key) for key in asked} | record[
-            "params"
-        ]  # params that came later were at their defaults
+        newer = {key: default_of(key) for key in asked}  # params that the record does not know were at their defaults
+        made = newer | record["params"]
         differing = [
             f"{key}: made with {made.get(key)!r}, asked for {asked.get(key)!r}"
             for key in sorted(asked | made)
