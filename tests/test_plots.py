@@ -62,6 +62,17 @@ def test_labels_that_are_all_right_or_all_wrong_can_be_drawn(n, agrees):
     plots.self_labels_by_round({1: {"agreement": float(agrees), "n_pairs": n, "margin_mean": 0.1}})
 
 
+def test_gains_without_a_gold_user_show_every_rate_that_is_known():
+    value = {"mean": 60.0, "low": 55.0, "high": 66.0}
+    summary = {name: {"words": value, "kl": value} for name in ("sft", "dpo")}
+    assert len(plots.gains(summary).axes) == 2
+    summary["dpo"] |= {"preference_accuracy": value, "length_balanced_accuracy": value | {"mean": 57.0}}
+    figure = plots.gains(summary)
+    drawn = {line.get_ydata()[0] for line in figure.axes[0].lines if len(line.get_ydata()) == 1}
+    assert len(figure.axes) == 3
+    assert {60.0, 57.0} <= drawn
+
+
 def test_prompts_with_the_same_last_message_keep_their_own_answers():
     user = [{"role": "user", "content": "Go on."}]
     prompts = {"a": user, "b": [{"role": "system", "content": "Be brief."}, *user]}

@@ -13,30 +13,47 @@ def policy_color(name: str) -> str:
 
 
 def gains(summary: dict[str, Any]) -> Figure:
-    """Draw gold reward, win rates over the SFT model and reward against KL, per policy with intervals.
+    """Draw what each policy gained, with intervals, and its price.
 
     Parameters
     ----------
-    summary : as `sgpo_lib.evaluation.summarize` returns it. Without a gold user, length and KL are drawn.
+    summary : as `sgpo_lib.evaluation.summarize` returns it. With a gold user: gold reward, win rates over the SFT
+        model, and reward against KL. Without: accuracy on held-out labels and win rates where known, length and KL.
     """
-    if "gold_reward" not in next(iter(summary.values())):
-        figure, axes = new_figure(1, 2)
-        for axis, key, label in zip(axes, ("words", "kl"), ("words per answer", "KL to SFT (nats)"), strict=True):
-            _by_policy(axis, summary, key)
-            axis.set(ylabel=label)
+    last = list(summary.values())[-1]
+    if "gold_reward" in last:
+        figure, axes = new_figure(1, 3, width=3.7)
+        _by_policy(axes[0], summary, "gold_reward")
+        axes[0].set(ylabel="gold reward", title="Held-out gold reward")
+        _rates(axes[1], summary, "win_rate")
+        reward_against_kl(axes[2], summary)
         return figure
-    figure, axes = new_figure(1, 3, width=3.7)
-    _by_policy(axes[0], summary, "gold_reward")
-    axes[0].set(ylabel="gold reward", title="Held-out gold reward")
-
-    trained = {name: row for name, row in summary.items() if name != "sft"}
-    _by_policy(axes[1], trained, "win_rate", -0.08, "raw", "o")
-    _by_policy(axes[1], trained, "length_controlled_win_rate", 0.08, "length-controlled", "s", filled=False)
-    axes[1].axhline(50, color=COLORS["reference"], linestyle=":", linewidth=1)
-    axes[1].set(ylabel="win rate over SFT (%)", title="Win rate")
-    axes[1].legend(loc="lower right")
-    reward_against_kl(axes[2], summary)
+    rates = [key for key in _RATES if key in last]
+    figure, axes = new_figure(1, len(rates) + 2, width=3.7)
+    for axis, key in zip(axes, rates, strict=False):
+        _rates(axis, summary, key)
+    for axis, key, label in zip(axes[-2:], ("words", "kl"), ("words per answer", "KL to SFT (nats)"), strict=True):
+        _by_policy(axis, summary, key)
+        axis.set(ylabel=label)
     return figure
+
+
+# A rate, the same at equal length, and how to call them.
+_RATES = {
+    "preference_accuracy": ("length_balanced_accuracy", "length-balanced", "pairs ordered as labelled (%)"),
+    "win_rate": ("length_controlled_win_rate", "length-controlled", "win rate over SFT (%)"),
+}
+
+
+def _rates(axis, summary: dict[str, Any], key: str) -> None:
+    controlled, heading, label = _RATES[key]
+    trained = {name: row for name, row in summary.items() if name != "sft"}
+    _by_policy(axis, trained, key, -0.08, "raw", "o")
+    if all(controlled in row for row in trained.values()):
+        _by_policy(axis, trained, controlled, 0.08, heading, "s", filled=False)
+    axis.axhline(50, color=COLORS["reference"], linestyle=":", linewidth=1)
+    axis.set(ylabel=label, title="Win rate" if key == "win_rate" else "Preference accuracy")
+    axis.legend(loc="best")
 
 
 def reward_against_kl(axis, summary: dict[str, Any]) -> None:
