@@ -16,6 +16,7 @@ QUOTED = {
     "main": "figures/studies/main/table.md",
     "leader": "figures/leader_benchmark.md",
     "annotation": "figures/annotation_benchmark.md",
+    "labelled-pairs": "figures/studies/labelled-pairs/table.md",
 }
 
 

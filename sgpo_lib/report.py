@@ -57,7 +57,7 @@ def summary_table(summary: dict[str, Any]) -> pd.DataFrame:
         }
         for policy, values in summary.items()
     }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("policy")
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("").rename_axis("policy")
 
 
 def made_with(runs: list[Run], command: str) -> str:
