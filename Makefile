@@ -69,7 +69,7 @@ figures: .venv/.complete  ## regenerate figures/ from the runs there are
 test: .venv/.complete  ## linter and tests
 	ruff check
 	ruff format --check
-	pytest
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lab: .venv/.complete  ## JupyterLab on the notebooks
 	jupyter lab notebooks

@@ -99,3 +99,8 @@ def write_tiny_params(root: Path, model: Path) -> Path:
 def tiny_params_file(tmp_path, tiny_model) -> Path:
     """A complete params file for the tiny model, in a root of its own."""
     return write_tiny_params(tmp_path, tiny_model)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the notebooks, which take the longest, so that what runs beside them ends before they do."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
