@@ -117,7 +117,8 @@ def papermill(name):
 
 def hand_in(command, files, output):
     """Where a storage provider stands between the graph and the files (Kubernetes), give it its copies of them."""
-    copies = [shlex.join(["cp", str(file), str(copy)]) for file, copy in zip(files, output, strict=True) if Path(file) != Path(copy)]
+    pairs = [(str(file), str(copy)) for file, copy in zip(files, output, strict=True) if Path(file) != Path(copy)]
+    copies = [shlex.join(["cp", file, copy]) for file, copy in pairs]
     return " && ".join([command, *copies])
 
 
