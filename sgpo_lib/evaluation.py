@@ -98,26 +98,26 @@ def preference_accuracy(
     shorter answer was chosen, 50 for a reward that is length alone; it is left out where there are none of either.
     The bootstrap draws prompts and with each all its pairs: they share its difficulty, and often an answer.
     """
-    right = margins.assign(
-        right=50 * (np.sign(margins["margin"]) + 1),
-        longer=margins["extra_characters"] > 0,
-        shorter=margins["extra_characters"] < 0,
-    )
     found = {}
-    for policy, rows in right.groupby("policy", sort=False):
-        prompts = rows["prompt_id"].factorize()[0]
-        draws = np.random.default_rng(0).integers(prompts.max() + 1, size=(n_bootstrap, prompts.max() + 1))
-
-        def accuracy(chosen: pd.Series, rows=rows, prompts=prompts, draws=draws) -> tuple[float, np.ndarray]:
-            sums, sizes = np.bincount(prompts, rows["right"] * chosen), np.bincount(prompts, chosen)
-            with np.errstate(invalid="ignore"):  # draws without such a pair
-                return rows["right"][chosen].mean(), sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
-
-        found[str(policy)] = {"preference_accuracy": _interval(*accuracy(rows["right"].notna()), confidence)}
-        if rows["longer"].any() and rows["shorter"].any():
-            balanced = [sum(part) / 2 for part in zip(accuracy(rows["longer"]), accuracy(rows["shorter"]), strict=True)]
+    for policy, rows in margins.groupby("policy", sort=False):
+        right, extra = 50 * (np.sign(rows["margin"].to_numpy()) + 1), rows["extra_characters"].to_numpy()
+        prompts, names = rows["prompt_id"].factorize()
+        draws = np.random.default_rng(0).integers(len(names), size=(n_bootstrap, len(names)))
+        found[str(policy)] = {"preference_accuracy": _interval(*_over_prompts(right, prompts, draws), confidence)}
+        longer, shorter = extra > 0, extra < 0
+        if longer.any() and shorter.any():
+            one, other = (_over_prompts(right[part], prompts[part], draws) for part in (longer, shorter))
+            balanced = [(of_one + of_other) / 2 for of_one, of_other in zip(one, other, strict=True)]
             found[str(policy)]["length_balanced_accuracy"] = _interval(*balanced, confidence)
     return found
+
+
+def _over_prompts(values: np.ndarray, prompts: np.ndarray, draws: np.ndarray) -> tuple[float, np.ndarray]:
+    """Mean of values (N,) of prompts (N,), and of each draw of prompts (B, P) with all their values; NaN if none."""
+    n_prompts = draws.shape[1]
+    sums, sizes = np.bincount(prompts, values, n_prompts), np.bincount(prompts, minlength=n_prompts)
+    with np.errstate(invalid="ignore"):
+        return values.mean(), sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
 
 
 def bootstrap(

@@ -274,8 +274,8 @@ class Step:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record_file.unlink(missing_ok=True)
         for leftover in self.folder.glob(".*.tmp"):  # of a step that was killed while it wrote
-            writer = leftover.suffixes[-2:-1] and leftover.suffixes[-2][1:]
-            if not (writer and writer.isdigit() and _is_alive(int(writer))):
+            writer = leftover.stem.rpartition(".")[2]
+            if not (writer.isdigit() and _is_alive(int(writer))):
                 _remove(leftover)
         return self
 

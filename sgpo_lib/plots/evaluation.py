@@ -38,21 +38,26 @@ def gains(summary: dict[str, Any]) -> Figure:
     return figure
 
 
-# A rate, the same at equal length, and how to call them.
+# A rate: its title and axis, and the same at equal length with its name.
 _RATES = {
-    "preference_accuracy": ("length_balanced_accuracy", "length-balanced", "pairs ordered as labelled (%)"),
-    "win_rate": ("length_controlled_win_rate", "length-controlled", "win rate over SFT (%)"),
+    "preference_accuracy": (
+        "Preference accuracy",
+        "pairs ordered as labelled (%)",
+        "length_balanced_accuracy",
+        "length-balanced",
+    ),
+    "win_rate": ("Win rate", "win rate over SFT (%)", "length_controlled_win_rate", "length-controlled"),
 }
 
 
 def _rates(axis, summary: dict[str, Any], key: str) -> None:
-    controlled, heading, label = _RATES[key]
+    title, label, controlled, name = _RATES[key]
     trained = {name: row for name, row in summary.items() if name != "sft"}
     _by_policy(axis, trained, key, -0.08, "raw", "o")
     if all(controlled in row for row in trained.values()):
-        _by_policy(axis, trained, controlled, 0.08, heading, "s", filled=False)
+        _by_policy(axis, trained, controlled, 0.08, name, "s", filled=False)
     axis.axhline(50, color=COLORS["reference"], linestyle=":", linewidth=1)
-    axis.set(ylabel=label, title="Win rate" if key == "win_rate" else "Preference accuracy")
+    axis.set(ylabel=label, title=title)
     axis.legend(loc="best")
 
 
