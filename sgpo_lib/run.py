@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -35,6 +36,7 @@ _SHARED = ["model", "data", "beta", "generation", "gold"]
 _JUDGE_REACHED_BY = tuple(
     f"judge.{name}." for name in ("url", "max_concurrency", "api_key_variable", "price_per_million", "max_tokens_name")
 )
+_LABEL = re.compile(r"[A-Za-z0-9._+-]{1,100}")
 _PACKAGES = ["sgpo-lib", "torch", "transformers", "trl", "peft", "numpy", "pandas", "scipy", "alpaca-eval"]
 
 
@@ -81,7 +83,7 @@ class Run:
         params_file: str | Path,
         seed: int = 0,
         method: str = "ssapo",
-        overrides: dict[str, Any] | None = None,
+        overrides: dict[str, Any] | str | None = None,
     ) -> "Run":
         """Read the params and find the run's folder; creates nothing.
 
@@ -93,11 +95,16 @@ class Run:
 
         Raises
         ------
-        ValueError : also if there is no such method.
+        ValueError : also if there is no such method, or its label is no part of a folder's name.
         """
-        preset = method.split("+")[0]
+        preset, plus, label = method.partition("+")
         if preset not in METHODS:
             raise ValueError(f"There is no method {preset!r}; there are: {', '.join(METHODS)}.")
+        if plus and not _LABEL.fullmatch(label):
+            raise ValueError(
+                f"{method!r}: a label names a folder, so it is made of letters, digits and . _ + - alone, such as "
+                f"'{preset}+radius-0.03'."
+            )
         if preset == "dpo" and method != "dpo":
             raise ValueError(f"{method!r}: the seed is shared by all methods, so that dpo can have no label.")
         run = cls(load_params(params_file, overrides, preset), int(seed), method)
