@@ -8,6 +8,7 @@ from each other's present outputs. A round may have a radius of its own; that is
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow
 
 from sgpo_lib.params import METHODS, Params, ShiftRule, default_of, load_params
 from sgpo_lib.preferences import local_file
@@ -275,8 +277,11 @@ class Step:
         FileNotFoundError : if an input has not been made; names the notebook that makes it.
         ValueError : if an input was made with other params, or from inputs that have changed since. Other
             follower or leader params in earlier rounds are only warned of: each round may have its own.
+        ModuleNotFoundError : if a training, now or in a later step, needs an optional package that is not installed.
         """
         _check_all(self.inputs, self.round or 0)
+        if self.name != "evaluation":
+            _check_packages(self.run.params)
         self._outputs.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record_file.unlink(missing_ok=True)
@@ -346,10 +351,15 @@ class Step:
         return json.loads(path.read_text()) if path.suffix == ".json" else path
 
     def save(self, artefact: str, value: pd.DataFrame | dict) -> Path:
-        """Write a table (.parquet) or a dict (.json), whole or not at all."""
+        """Write a table (.parquet) or a dict (.json), whole or not at all.
+
+        Raises
+        ------
+        ValueError : naming the columns that Parquet cannot hold.
+        """
         with self.replacing(artefact) as path:
             if isinstance(value, pd.DataFrame):
-                value.to_parquet(path, index=False)
+                _to_parquet(value, path)
             else:
                 path.write_text(json.dumps(value, indent=2) + "\n")
         return self.folder / artefact
@@ -498,6 +508,36 @@ def _hash(path: Path) -> str:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _check_packages(params: Params) -> None:
+    missing = {
+        package: f"{section}.{'optim' if package == 'bitsandbytes' else 'report_to'}"
+        for section, training in (("seed_dpo", params.seed_dpo), ("leader", params.leader))
+        for package in sorted(training.packages)
+        if importlib.util.find_spec(package) is None
+    }
+    if missing:
+        needed = ", ".join(f"{package} ({key})" for package, key in missing.items())
+        raise ModuleNotFoundError(f"Not installed, but asked for: {needed}. Install it, or ask for something else.")
+
+
+def _to_parquet(table: pd.DataFrame, path: Path) -> None:
+    try:
+        table.to_parquet(path, index=False)
+    except (pyarrow.ArrowException, ValueError, TypeError, OverflowError) as error:
+        unfit = [repr(name) for name in table if not _fits_parquet(table[name])]
+        raise ValueError(
+            f"{path.parent}: Parquet cannot hold column {', '.join(unfit)} of a table to be saved there ({error})."
+        ) from error
+
+
+def _fits_parquet(column: pd.Series) -> bool:
+    try:
+        pyarrow.array(column, from_pandas=True)
+    except (pyarrow.ArrowException, ValueError, TypeError, OverflowError):
+        return False
+    return True
 
 
 def _from_parquet(path: Path) -> pd.DataFrame:
