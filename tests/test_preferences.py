@@ -111,9 +111,9 @@ def test_conversations_keep_all_their_turns(tmp_path):
 
 
 def test_plain_extra_columns_are_kept_and_others_left_out(tmp_path):
-    data = load_rows(tmp_path, [PLAIN | {"chosen_model": "a", "score": 1.5, "history": [1, 2]}])
+    data = load_rows(tmp_path, [PLAIN | {"chosen_model": "a", "score": 1.5, "ratings": [1, 2]}])
     assert data.loc[0, ["chosen_model", "score"]].to_list() == ["a", 1.5]
-    assert "history" not in data
+    assert "ratings" not in data
 
 
 def test_extra_columns_of_mixed_kinds_are_left_out_as_no_file_could_hold_them(tmp_path):
@@ -387,7 +387,7 @@ def test_seed_selected_by_farthest_point_is_found_again_by_its_ids_without_a_mod
         return np.array([[len(p[-1]["content"]), p[-1]["content"].count("e") + 1] for p in prompts], float)
 
     first = preferences.prepare(params, Path(), 0, embed)
-    again = preferences.prepare(params, Path(), 0, seed_ids=first.seed["prompt_id"])
+    again = preferences.prepare(params, Path(), 0, labelled=first.labelled)
     pd.testing.assert_frame_equal(again.seed, first.seed)
     pd.testing.assert_frame_equal(again.rounds[0], first.rounds[0])
     assert not set(first.seed["prompt_id"]) & set(first.rounds[0]["prompt_id"])
