@@ -83,7 +83,7 @@ def to_frame(source: str, rows: list[tuple[str, object]], bad_rows: str) -> pd.D
         result, found = parse(row) if isinstance(row, dict) else (None, [_why_not_a_row(row)])
         if result and "weight" in replaced & fields:
             found = [*found, *_weight_problems(row)]
-            result["weight"] = row.get("weight")
+            result["weight"] = float(row["weight"]) if not found else None
         problems += [f"{place}: {problem}" for problem in found]
         if found:
             continue

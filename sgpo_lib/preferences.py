@@ -40,6 +40,7 @@ __all__ = [
     "user_text",
 ]
 
+COMMIT = re.compile("[0-9a-f]{40}")
 FILE_TYPES = (".jsonl", ".json", ".parquet")
 SOURCES = "'builtin', an existing .jsonl, .json or .parquet file, or the id of a hub dataset (owner/name)"
 
@@ -225,9 +226,9 @@ def _read_hub(source: str, split: str, revision: str | None) -> tuple[list[tuple
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
     # `datasets` keeps each commit in a folder of its name, and without the hub takes the latest, whatever was asked.
-    commit = Path(dataset.cache_files[0]["filename"]).parent.name if dataset.cache_files else None
-    is_commit = revision is not None and re.fullmatch("[0-9a-f]{40}", revision)
-    if revision not in (None, commit) and (is_commit or offline or reason):
+    folder = Path(dataset.cache_files[0]["filename"]).parent.name if dataset.cache_files else ""
+    commit = folder if COMMIT.fullmatch(folder) else None
+    if revision not in (None, commit) and (COMMIT.fullmatch(revision) or offline or reason):
         raise ConnectionError(
             f"dataset '{source}' was asked for at revision {revision}, but the hub did not give it "
             f"({reason or 'offline'}) and the local cache has {commit}: try again when connected, or set data.revision "
