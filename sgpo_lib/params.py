@@ -15,10 +15,11 @@ from pydantic_core import PydanticUndefined
 
 from sgpo_lib import strict_yaml
 
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and halves of surrogate pairs
+
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and halves of surrogate pairs
 
 
 class _Section(BaseModel):
@@ -326,11 +327,6 @@ class Params(_Section):
             raise ValueError("leader.mode envelope needs one price for all pairs: set follower.group_size to null")
         if self.annotation.judge in ("sentiment", "gold") and self.gold is None:
             raise ValueError(f"annotation.judge {self.annotation.judge} needs a gold user: set gold")
-        if isinstance(self.judge, LLMJudgeParams) and re.search(r"[@?#]", self.judge.url):
-            raise ValueError(  # a message of its own, because others repeat the value
-                "judge.url must be a plain address such as http://localhost:8000/v1: what it holds ends up in records, "
-                "so put a key into the environment variable that judge.api_key_variable names"
-            )
         longest = self.generation.max_prompt_length + self.generation.max_new_tokens
         trained = {"seed_dpo": self.seed_dpo} if self.gold else {}
         for name, training in (trained | ({"leader": self.leader} if self.data.n_prompts else {})).items():
@@ -340,6 +336,11 @@ class Params(_Section):
                     f"max_new_tokens = {longest}, so that answers could be sampled and not be trained on: raise the "
                     "one or lower the others"
                 )
+        if isinstance(self.judge, LLMJudgeParams) and re.search(r"[@?#]", self.judge.url):
+            raise ValueError(  # a message of its own, because others repeat the value
+                "judge.url must be a plain address such as http://localhost:8000/v1: what it holds ends up in records, "
+                "so put a key into the environment variable that judge.api_key_variable names"
+            )
         if self.annotation.judge == "external" and self.judge is None:
             raise ValueError(
                 "annotation.judge external needs a judge: set judge, such as {kind: llm, url: ..., model: ...}"

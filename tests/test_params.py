@@ -403,6 +403,33 @@ def test_a_secret_in_the_judges_url_is_refused_and_not_repeated(write, url):
     assert "s3cret" not in str(refused.value)
 
 
+# --- where the file is
+
+
+def test_relative_path_is_found_from_any_folder_below_the_root(write, monkeypatch):
+    path = write()
+    below = path.parents[1] / "notebooks" / "deeper"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    params = load_params("params/mine.yaml")
+    assert (params.name, params.root) == ("mine", path.parents[1].resolve())
+
+
+def test_root_of_a_file_outside_a_params_folder_is_its_own_folder(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    assert load_params(path).root == tmp_path.resolve()
+
+
+@pytest.mark.parametrize("working_folder", [".", "notebooks"])
+def test_missing_file_is_named_with_those_there_are(write, monkeypatch, working_folder):
+    root = write().parents[1]
+    (root / "notebooks").mkdir()
+    monkeypatch.chdir(root / working_folder)
+    with pytest.raises(FileNotFoundError, match=r"params/yours\.yaml.*There are: mine\.yaml"):
+        load_params("params/yours.yaml")
+
+
 # --- a thousand damaged files
 
 
@@ -444,30 +471,3 @@ def test_a_damaged_file_is_read_or_refused_by_name(write):
             refusals.append(str(error))
     assert len(refusals) > 500
     assert all("mine.yaml" in refusal.encode().decode() for refusal in refusals)
-
-
-# --- where the file is
-
-
-def test_relative_path_is_found_from_any_folder_below_the_root(write, monkeypatch):
-    path = write()
-    below = path.parents[1] / "notebooks" / "deeper"
-    below.mkdir(parents=True)
-    monkeypatch.chdir(below)
-    params = load_params("params/mine.yaml")
-    assert (params.name, params.root) == ("mine", path.parents[1].resolve())
-
-
-def test_root_of_a_file_outside_a_params_folder_is_its_own_folder(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(MINIMAL))
-    assert load_params(path).root == tmp_path.resolve()
-
-
-@pytest.mark.parametrize("working_folder", [".", "notebooks"])
-def test_missing_file_is_named_with_those_there_are(write, monkeypatch, working_folder):
-    root = write().parents[1]
-    (root / "notebooks").mkdir()
-    monkeypatch.chdir(root / working_folder)
-    with pytest.raises(FileNotFoundError, match=r"params/yours\.yaml.*There are: mine\.yaml"):
-        load_params("params/yours.yaml")
