@@ -236,14 +236,13 @@ def _with_context(
         return None
     if implicit:
         row = {"system": row.get("system")}
-    given = {
-        name: row[name] for name in ("system", "history", "input", *AMBIGUOUS) if row.get(name) not in (None, "", [])
-    }
+    known = {name: row.get(name) for name in ("system", "history", "input", *AMBIGUOUS)}
+    given = {name: value for name, value in known.items() if value not in (None, []) and not _is_blank(value)}
     for name in given.keys() & set(AMBIGUOUS):
         problems.append(f"{name}: may belong to the prompt, which leaves it out: put it there, or take the column out")
     for name in given.keys() & {"system", "input"}:
         if not isinstance(given[name], str) or LONE_SURROGATE.search(given[name]):
-            problems.append(f"{name}: expected text, got {type(given[name]).__name__} that is none")
+            problems.append(f"{name}: expected valid text, got {given[name]!r:.60}")
     history = given.get("history", [])
     if not isinstance(history, list) or not all(_is_exchange(exchange) for exchange in history):
         problems.append("history: expected a list of [user's text, assistant's text]")
@@ -263,6 +262,10 @@ def _with_context(
     ]
     system = [{"role": "system", "content": given["system"]}] if "system" in given and not has_system else []
     return [*system, *turns, *prompt]
+
+
+def _is_blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def _is_exchange(value: object) -> bool:

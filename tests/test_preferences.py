@@ -158,7 +158,7 @@ def test_ties_are_left_out_and_counted(tmp_path):
     ("beside", "expected"),
     [
         ({"input": "Tea."}, [user("Translate:\nTea.")]),
-        ({"input": "", "system": None, "history": []}, [user("Translate:")]),
+        ({"input": " ", "system": None, "history": []}, [user("Translate:")]),
         ({"system": "Be kind."}, [{"role": "system", "content": "Be kind."}, user("Translate:")]),
         ({"history": [["Hello?", "Hi!"]]}, [user("Hello?"), assistant("Hi!"), user("Translate:")]),
     ],
@@ -246,7 +246,7 @@ def test_half_a_surrogate_pair_in_an_extra_column_is_replaced(tmp_path):
         (PLAIN | {"weight": -1}, "weight: expected a finite number of at least 0"),
         (PLAIN | {"weight": float("nan")}, "weight: expected a finite number of at least 0"),
         (PLAIN | {"context": "x"}, "context: may belong to the prompt"),
-        (PLAIN | {"input": 7}, "input: expected text, got int"),
+        (PLAIN | {"input": 7}, "input: expected valid text, got 7"),
         (PLAIN | {"history": "x"}, "history: expected a list of [user's text, assistant's text]"),
         (PLAIN | {"prompt": [user("A"), assistant("B"), user("C")], "input": "x"}, "history, input: stand beside"),
         (PLAIN | {"prompt": [{"role": "system", "content": "A"}, user("B")], "system": "C"}, "system: differs"),
