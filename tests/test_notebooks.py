@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -142,7 +143,8 @@ def labelled(tiny_root) -> Path:
     params_file = tiny_root("labelled")
     root = params_file.parent.parent
     texts = [("I love it.", "No."), ("Yes, gladly.", "I hate rain."), ("It rains.", "Never.")]
-    rows = [{"prompt": f"Question {i}?", "chosen": a, "rejected": b} for i in range(9) for a, b in texts[: 1 + i % 3]]
+    pairs = [(f"Question {i}?", *answers) for i in range(9) for answers in texts[: 1 + i % 3]]
+    rows = [{"prompt": prompt, "chosen": a, "rejected": b, "weight": 2} for prompt, a, b in pairs]
     (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"source": "pairs.jsonl", "n_seed": 3, "n_prompts": [3], "n_evaluation": 3, "n_calibration": 0}
     values = yaml.safe_load(params_file.read_text()) | {"data": data, "gold": None}
@@ -164,6 +166,11 @@ def test_methods_are_compared_by_accuracy_where_people_labelled_the_pairs(labell
     gain = summary["round-1"]["preference_accuracy"]["mean"] - summary["dpo"]["preference_accuracy"]["mean"]
     differences = pd.read_csv(root / "figures" / "studies" / "labels" / "differences.csv")
     assert differences["mean"].tolist() == pytest.approx([gain])
+
+
+def test_the_weights_of_a_data_file_count_in_seed_dpo(labelled):
+    loss = Run.open(labelled).step("seed_dpo").record()["metrics"]["loss_first"]
+    assert loss == pytest.approx(2 * math.log(2), rel=1e-3)
 
 
 def test_other_labels_in_the_data_file_make_the_graph_run_again(labelled):
