@@ -245,18 +245,17 @@ def approximations(
     `seconds` of the best of five solves.
     """
     low, high = follower.resolve_support(follower.RangeSupport(), margins)
-    solvers = {"exact": lambda: follower.worst_case(margins, radius, (low, high))}
+    problems = {"exact": (follower.worst_case, follower.logistic_loss)}
     for k in pieces:
-        loss = follower.piecewise(follower.tangents(k, (low, high)))
-        solvers[f"K = {k}"] = lambda loss=loss: follower.worst_case(margins, radius, (low, high), loss)
+        problems[f"K = {k}"] = (follower.worst_case, follower.tangents(k, (low, high)))
     for size in group_sizes:
-        solvers[f"groups of {size}"] = lambda size=size: follower.grouped(margins, radius, size, (low, high))
+        problems[f"groups of {size}"] = (follower.Grouped(size), follower.logistic_loss)
     rows = []
-    for name, solve in solvers.items():
+    for name, (solve, loss) in problems.items():
         times = []
         for _ in range(5):
             start = time.perf_counter()
-            worst = solve()
+            worst = solve(margins, radius, (low, high), loss)
             times.append(time.perf_counter() - start)
         rows.append({"follower": name, "n_pairs": len(margins), "value": worst.value, "seconds": min(times)})
     table = pd.DataFrame(rows)

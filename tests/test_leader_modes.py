@@ -56,7 +56,7 @@ def test_the_gradient_of_envelope_rows_is_that_of_the_worst_case(margins, radius
 def test_piece_rows_have_the_slope_of_the_pieces_objective_whose_value_is_the_worst_case(margins, radius, k):
     support = (margins.min() - 0.1, margins.max() + 0.1)
     pieces = follower.tangents(k, support)
-    worst = follower.worst_case(margins, radius, support, follower.piecewise(pieces))
+    worst = follower.worst_case(margins, radius, support, pieces)
     rows = training_rows(pairs_with(margins), table(worst, pieces), leader("pieces"), BETA)
     s, q = worst.masses_and_shifts(pieces)
 
@@ -91,7 +91,7 @@ def test_the_number_of_tangents_does_not_change_what_transport_trains_on(margins
     support = (margins.min() - 0.1, margins.max() + 0.1)
     exact = follower.worst_case(margins, radius, support)
     for k in (5, 6, 7):
-        tangents = follower.worst_case(margins, radius, support, follower.piecewise(follower.tangents(k, support)))
+        tangents = follower.worst_case(margins, radius, support, follower.tangents(k, support))
         np.testing.assert_allclose(tangents.moved, exact.moved, atol=1e-9)
         np.testing.assert_allclose(tangents.displacement, exact.displacement, atol=1e-9)
 
