@@ -1,7 +1,8 @@
 """What a study's finished runs say when they are held against each other: tables, one row per number.
 
-The unit is the seed: prompts are averaged within a run, and intervals are Student's t over seeds, which
-contain the luck of training. Methods are compared seed by seed, as they share the seed's pairs and prompts.
+The unit is the seed: prompts are averaged within a run, and intervals are Student's t over seeds. They contain what
+varies with the seed (which prompts are labelled, training, sampling), on one set of held-out prompts and one kind of
+CPU. Methods are compared seed by seed, as they share the seed's pairs and prompts.
 """
 
 import time
