@@ -130,9 +130,9 @@ def _prompts_of_forms(rng, n: int, share: float) -> tuple[np.ndarray, np.ndarray
 def test_intervals_by_form_cover_where_those_over_single_prompts_do_not():
     rng = np.random.default_rng(6)
     covered = []
-    for _ in range(800):
+    for _ in range(2000):
         values, form = _prompts_of_forms(rng, 128, share=0.15)
-        intervals = [bootstrap(values, 0.95, 1000, form), bootstrap(values, 0.95, 400)]
+        intervals = [bootstrap(values, 0.95, 500, form), bootstrap(values, 0.95, 200)]
         covered.append([interval["low"] <= 0 <= interval["high"] for interval in intervals])
     by_form, over_prompts = np.mean(covered, axis=0)
     assert 0.92 <= by_form <= 0.97
@@ -141,8 +141,8 @@ def test_intervals_by_form_cover_where_those_over_single_prompts_do_not():
 
 def test_intervals_by_form_cover_where_forms_do_not_matter():
     rng = np.random.default_rng(7)
-    samples = [_prompts_of_forms(rng, 128, share=0) for _ in range(800)]
-    intervals = [bootstrap(values, 0.95, 1000, form) for values, form in samples]
+    samples = [_prompts_of_forms(rng, 128, share=0) for _ in range(2000)]
+    intervals = [bootstrap(values, 0.95, 500, form) for values, form in samples]
     assert 0.92 <= np.mean([interval["low"] <= 0 <= interval["high"] for interval in intervals]) <= 0.97
 
 
