@@ -128,7 +128,7 @@ def test_a_verdict_says_better_only_if_the_interval_excludes_0():
     endings = {line.split(" against")[0]: line.rsplit("seeds: ", 1)[1] for line in lines}
     assert endings == {
         "ssapo": "better at 95%.",
-        "spa": "no significant difference at 95%.",
+        "spa": "undecided at 95%.",
         "ipo": "worse at 95%.",
     }
 
