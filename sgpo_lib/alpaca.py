@@ -159,8 +159,9 @@ def win_rates(annotations: pd.DataFrame) -> dict[str, Any]:
 
     The length-controlled one is that of AlpacaEval's leaderboard (`get_length_controlled_winrate`: Dubois et
     al., 2024, arXiv 2404.04475) where all instructions are AlpacaEval's own and their difficulties can be had
-    from the hub or its cache. Else it is that of alpaca-eval's `length_controlled_minimal` model, which has no
-    term for difficulty and must not be compared with the leaderboard.
+    from the hub or its cache. Else it is `sgpo_lib.evaluation.length_controlled_win_rate`: alpaca-eval's model
+    `length_controlled_minimal` without its penalty; it has no term for difficulty and must not be compared with the
+    leaderboard.
 
     Parameters
     ----------

@@ -207,7 +207,7 @@ def parse_rating(reply: str) -> float:
 
 
 def summarize(ratings: pd.DataFrame, confidence: float = 0.95, n_bootstrap: int = 10_000) -> dict[str, Any]:
-    """Mean rating with its percentile-bootstrap interval over questions, overall, per turn and per category.
+    """Mean rating with its bootstrap interval over questions, overall, per turn and per category.
 
     A question's score is the mean of its ratings; the overall one is their mean, which is the published kind of
     MT-Bench score where no rating is missing.
@@ -215,8 +215,8 @@ def summarize(ratings: pd.DataFrame, confidence: float = 0.95, n_bootstrap: int 
     Returns
     -------
     dict of plain values: `score`; `turns` and `categories`, each by name; all `{"mean", "low", "high"}`, or None
-    where every rating is missing. `n_questions`, `n_ratings`, `n_missing` (no usable reply) and `n_asked_again`
-    (at least one malformed reply) count what the means rest on.
+    where every rating is missing; low and high are NaN for a single question. `n_questions`, `n_ratings`,
+    `n_missing` (no usable reply) and `n_asked_again` (at least one malformed reply) count what the means rest on.
     """
 
     def interval(rows: pd.DataFrame) -> dict[str, float] | None:
@@ -238,7 +238,10 @@ def summary_table(summaries: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """Lay summaries out as text, a row per policy; `missing` is the number of ratings that no mean counts."""
 
     def text(value: dict[str, float] | None) -> str:
-        return "–" if value is None else f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+        if value is None:
+            return "–"
+        mean, low, high = value.values()
+        return f"{mean:.2f}" if np.isnan(low) else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
     rows = {
         policy: {
