@@ -17,12 +17,14 @@ import pandas as pd
 import sklearn
 
 from sgpo_lib import hub, preferences
+from sgpo_lib.endpoint import encodable
 from sgpo_lib.evaluation import length_controlled_win_rate
 from sgpo_lib.kept import replacing
 
 DATASET = "tatsu-lab/alpaca_eval"
 BASELINE_FILE = "alpaca_eval_gpt4_baseline.json"
 DIFFICULTIES_FILE = "df_gamed.csv"  # which `get_length_controlled_winrate` reads
+_TEXTS = ("instruction", "output_1", "output_2", "generator_1", "generator_2")
 _PROBLEMS_SHOWN = 10
 
 
@@ -137,7 +139,7 @@ def read_annotations(file: Path | str) -> pd.DataFrame:
         more = [f"  ... and {len(problems) - _PROBLEMS_SHOWN} more"] if len(problems) > _PROBLEMS_SHOWN else []
         listing = "\n".join(problems[:_PROBLEMS_SHOWN] + more)
         raise ValueError(f"{file}: {len(problems)} problems in {len(rows)} annotations\n{listing}")
-    annotations = pd.DataFrame(rows)
+    annotations = pd.DataFrame([row | {field: encodable(row[field]) for field in _TEXTS} for row in rows])
     annotations["preference"] = annotations["preference"].astype(float).replace({0.0: 1.5})  # 0: a draw, formerly
     for side in ("generator_1", "generator_2"):
         names = annotations[side].unique()
@@ -287,9 +289,7 @@ def _problems(row: object) -> list[str]:
     if not isinstance(row, dict):
         return [f"expected an object with named fields, got {type(row).__name__}"]
     found = [
-        f"{field}: expected text, got {row.get(field)!r:.40}"
-        for field in ("instruction", "output_1", "output_2", "generator_1", "generator_2")
-        if not isinstance(row.get(field), str)
+        f"{field}: expected text, got {row.get(field)!r:.40}" for field in _TEXTS if not isinstance(row.get(field), str)
     ]
     value = row.get("preference", "nothing")
     number = isinstance(value, int | float) and not isinstance(value, bool)

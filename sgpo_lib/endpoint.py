@@ -300,7 +300,7 @@ class Endpoint:
         """Return what is to be kept of the answer that the reply holds."""
         try:
             reply = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _MayPass(f"the reply is not JSON: {self._excerpt(body)}") from None
         reply = reply if isinstance(reply, dict) else {}
         tokens = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
@@ -329,7 +329,7 @@ class Endpoint:
     def _reply(self, record: dict[str, Any]) -> Reply:
         """Read what was kept, or is to be."""
         content, reason = record["content"], record["finish_reason"]
-        text = None if content is None else _without_thoughts(_encodable(content))
+        text = None if content is None else _without_thoughts(encodable(content))
         if reason in _CUT and not (text or "").strip():
             return Reply(None, True, f"there is no answer within max_tokens = {self.max_tokens}, so allow more")
         if reason in _BROKEN_OFF or str(reason).startswith("content_filter"):
@@ -349,9 +349,9 @@ class Endpoint:
 
     def _excerpt(self, body: str, length: int = 300) -> str:
         """Return the beginning of what a server sent, without the API key, also where it is escaped or masked."""
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             body = json.dumps(json.loads(body), ensure_ascii=False)
-        text = re.sub(r"[\w-]*\*{3,}[\w-]*", "[masked]", " ".join(_encodable(self._scrub(body)).split()))
+        text = re.sub(r"[\w-]*\*{3,}[\w-]*", "[masked]", " ".join(encodable(self._scrub(body)).split()))
         return text if len(text) <= length else text[:length] + " ..."
 
     def _scrub(self, text: str) -> str:
@@ -423,7 +423,8 @@ def _without_thoughts(text: str) -> str:
     return "" if re.match(rf"\s*{_THOUGHTS}", answer, flags=re.IGNORECASE) else answer
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
+    """Return text that UTF-8, and so files and screens, can hold: half a surrogate pair becomes U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

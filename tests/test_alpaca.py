@@ -123,6 +123,12 @@ def test_missing_preferences_are_counted_and_former_draws_are_draws(tmp_path, an
     json.dumps(rates)
 
 
+def test_half_a_surrogate_pair_in_annotations_is_made_encodable(tmp_path, annotations):
+    rows = [row | {"generator_2": "mine \ud83d", "output_2": "so \udc22"} for row in annotations]
+    read = alpaca.read_annotations(_write(tmp_path / "a.json", rows))
+    assert set(read["generator_2"] + read["output_2"]) == {"mine \ufffdso \ufffd"}
+
+
 def test_json_lines_are_read_as_a_list_is(tmp_path, annotations):
     annotations[0]["output_1"] += "\u2028 and more"
     lines = tmp_path / "a.jsonl"

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -85,6 +86,7 @@ def test_no_more_requests_are_under_way_than_allowed(serve, tmp_path):
     [
         (200, '{"choices": [{"mess', {}),
         (200, "<html>502</html>", {}),
+        (200, "[" * 100_000, {}),
         (200, {"choices": []}, {}),
         (200, {"error": "busy"}, {}),
         (200, ["not", "an", "object"], {}),
@@ -301,6 +303,27 @@ def test_an_answer_is_what_follows_the_thoughts(serve, tmp_path, content, text):
     server = serve(lambda n, request, headers: (200, reply(content, finish_reason="stop"), {}))
     (got,) = Endpoint(server.url, "m", tmp_path).complete([question("a")])
     assert (got.text.strip(), got.is_cut) == (text, False)
+
+
+def test_whatever_json_a_server_sends_is_an_encodable_answer_or_a_problem_in_words(serve, tmp_path):
+    draws = random.Random(0)
+    odd = [None, True, -1, 2**100, float("nan"), "", "m", "\ud800", "<think>", "length", "error", [], {}, [[]], [{}]]
+    odd += [[{"type": "text"}], [{"type": "text", "text": 3}], [{"type": [], "text": "a"}]]
+
+    def mutated(value):
+        if draws.random() < 0.15:
+            return draws.choice(odd)
+        if isinstance(value, dict):
+            return {key: mutated(each) for key, each in value.items() if draws.random() > 0.05}
+        return [mutated(each) for each in value] if isinstance(value, list) else value
+
+    usual = reply("M", finish_reason="stop") | {"usage": {"prompt_tokens": 1, "completion_tokens": 2}}
+    bodies = [json.dumps(mutated(usual)) for _ in range(300)]
+    server = serve(lambda n, request, headers: (200, bodies[int(request["messages"][0]["content"])], {}))
+    asker = Endpoint(server.url, "m", tmp_path, retries=0)
+    replies = asker.complete([question(str(i)) for i in range(300)], max_unanswered=300)
+    assert 50 < sum(each.text is None for each in replies) < 250
+    assert all((each.text or each.problem).encode() for each in replies if each.text != "")
 
 
 def test_a_single_token_that_fills_the_longest_answer_is_one(serve, tmp_path):
