@@ -34,19 +34,19 @@ def respond(
 
     Parameters
     ----------
-    prompts : N rows with `prompt_id` and `prompt` (a list of chat messages).
+    prompts : N rows with `prompt_id`, `prompt` (a list of chat messages) and perhaps `form`.
     shards : folder in which the responses are kept, `shard_size` prompts a file, until all are there: a killed
         call that is made again loses at most one file's work. Several policies may share it. Shards change
         responses as little as `batch_size` does: log-probabilities by their rounding.
 
     Returns
     -------
-    DataFrame, N * n_samples rows: those two columns and the columns of `sgpo_lib.policy.generate`.
+    DataFrame, N * n_samples rows: those columns and the columns of `sgpo_lib.policy.generate`.
     """
     options = generation.model_dump()
     engine = options.pop("engine")
     key = {"generation": options, "engine": engine, "seed": seed, "n_samples": n_samples}
-    asked = prompts[["prompt_id", "prompt"]].reset_index(drop=True)
+    asked = prompts.filter(["prompt_id", "prompt", "form"]).reset_index(drop=True)
     with vllm_engine.generator(policy) if engine == "vllm" else contextlib.nullcontext(generate) as draw:
 
         def answer(part: pd.DataFrame) -> pd.DataFrame:

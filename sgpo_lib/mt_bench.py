@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from sgpo_lib.endpoint import EndpointError, Reply
+from sgpo_lib.evaluation import bootstrap
 from sgpo_lib.params import GenerationParams
 from sgpo_lib.policy import Policy, generate
 
@@ -247,7 +248,7 @@ def parse_rating(reply: str, is_cut: bool = False) -> float:
 
 
 def summarize(ratings: pd.DataFrame, confidence: float = 0.95, n_bootstrap: int = 10_000) -> dict[str, Any]:
-    """Mean rating with its percentile-bootstrap interval over questions, overall, per turn and per category.
+    """Mean rating with its bootstrap interval over questions, overall, per turn and per category.
 
     As in FastChat, every rating counts once: where one is missing, its question counts half. The bootstrap draws
     questions and with each all its ratings.
@@ -255,19 +256,14 @@ def summarize(ratings: pd.DataFrame, confidence: float = 0.95, n_bootstrap: int 
     Returns
     -------
     dict of plain values: `score`; `turns` and `categories`, each by name; all `{"mean", "low", "high"}`, or None
-    where every rating is missing. `n_questions`, `n_ratings`, `n_missing` (no usable reply) and `n_asked_again`
-    (at least one malformed reply) count what the means rest on.
+    where every rating is missing; low and high are NaN for a single question. `n_questions`, `n_ratings`,
+    `n_missing` (no usable reply) and `n_asked_again` (at least one malformed reply) count what the means rest on.
     """
 
     def interval(rows: pd.DataFrame) -> dict[str, float] | None:
-        rated = rows.dropna(subset="rating").groupby("question_id", sort=False)["rating"]
-        totals, n_ratings = rated.sum().to_numpy(), rated.size().to_numpy()
-        if not len(totals):
-            return None
-        draws = np.random.default_rng(0).integers(len(totals), size=(n_bootstrap, len(totals)))
-        means = totals[draws].sum(axis=1) / n_ratings[draws].sum(axis=1)
-        low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-        return {"mean": float(totals.sum() / n_ratings.sum()), "low": float(low), "high": float(high)}
+        rated = rows.dropna(subset="rating")
+        questions = rated["question_id"].factorize()[0]
+        return bootstrap(rated["rating"].to_numpy(), confidence, n_bootstrap, questions) if len(rated) else None
 
     return {
         "score": interval(ratings),
@@ -284,7 +280,10 @@ def summary_table(summaries: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """Lay summaries out as text, a row per policy; `missing` is the number of ratings that no mean counts."""
 
     def text(value: dict[str, float] | None) -> str:
-        return "–" if value is None else f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+        if value is None:
+            return "–"
+        mean, low, high = value.values()
+        return f"{mean:.2f}" if np.isnan(low) else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
     rows = {
         policy: {

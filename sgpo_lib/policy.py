@@ -169,8 +169,7 @@ def generate(
     """Sample responses.
 
     Each (prompt, sample) has its own stream of random numbers, so what is drawn does not depend on the
-    batch it is drawn in, and two policies answer the same prompt with the same luck, which narrows paired
-    comparisons.
+    batch it is drawn in.
 
     Parameters
     ----------

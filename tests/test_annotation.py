@@ -196,6 +196,13 @@ def test_every_prompt_is_answered_as_often_as_asked_beside_its_own_text(policy, 
     assert responses["prompt_ids"].tolist() == policy.encode_prompts(responses["prompt"].tolist())
 
 
+def test_answers_keep_the_form_of_their_prompts(policy, prompts):
+    forms = [f"form {i % 2}" for i in range(len(prompts))]
+    asked = annotation.respond(policy, prompts.assign(form=forms, other=1), GENERATION, seed=0)
+    assert asked["form"].tolist() == list(itertools.chain(*zip(forms, forms, strict=True)))
+    assert "other" not in asked
+
+
 def test_implicit_reward_is_beta_times_the_log_ratio_to_the_sft_model(policy, responses):
     ids = responses["prompt_ids"], responses["response_ids"]
     policy_scores = sequence_log_probs(policy, *ids)

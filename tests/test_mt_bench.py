@@ -187,6 +187,13 @@ def test_with_ratings_missing_the_score_is_fastchats_mean_over_ratings_not_over_
     assert summary["turns"]["turn 2"]["mean"] == 3
 
 
+def test_a_category_of_one_question_has_a_mean_without_an_interval(bench, answers):
+    ratings = mt_bench.rate(bench, answers, Judge(lambda conversation: "[[5]]"))
+    one = ratings[ratings["question_id"] == ratings["question_id"].iloc[0]]
+    table = mt_bench.summary_table({"dpo": mt_bench.summarize(one, n_bootstrap=10)})
+    assert table.loc["dpo", "score"] == "5.00"
+
+
 def test_few_questions_are_taken_from_all_categories(data):
     assert mt_bench.load(n_questions=3).questions["category"].tolist() == ["writing", "math", "stem"]
     assert len(mt_bench.load(n_questions=4).questions) == 4

@@ -194,7 +194,7 @@ def labels_of_moved_pairs(worst_case: WorstCase, agrees_with_gold: Sequence[bool
     Returns
     -------
     DataFrame, a row for each of the two kinds that has pairs: ``pairs``, ``wrong``, ``share`` and its 95 %
-    Wilson interval.
+    Wilson interval, which takes pairs for independent.
     """
     from scipy.stats import binomtest
 
