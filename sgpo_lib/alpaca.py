@@ -162,8 +162,8 @@ def win_rates(annotations: pd.DataFrame) -> dict[str, Any]:
     for each instruction's difficulty, so it exists only where all instructions are AlpacaEval's own and their
     difficulties can be had from the hub or its cache. It comes in two ways, which agree where a file holds all 805 in
     the data set's order: with the difficulty of each row's instruction, and as the leaderboard's code does it, which
-    takes a row's number for its instruction. Compare the second with the
-    leaderboard: 6 of 58 published files are out of order, and there the two differ by up to 2.6 points.
+    takes a row's number for its instruction. Compare the second with the leaderboard: 6 of 58 published files are out
+    of order, and there the two differ by up to 2.6 points.
 
     `win_rate_at_equal_length` is for comparing policies of one run where there are no difficulties. It is another
     quantity: the regression without them is off by 6 points on average from published length-controlled win rates,
