@@ -125,6 +125,11 @@ class Endpoint:
     _lock: Any = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self):  # noqa: D105
+        if not KEY_VARIABLE.fullmatch(self.api_key_variable):
+            raise ValueError(
+                "api_key_variable must name an environment variable that ends in _API_KEY or _TOKEN, such as "
+                "OPENAI_API_KEY. What it is now is not shown, because it may be a key."
+            )
         try:
             url = httpx2.URL(self.url)
         except httpx2.InvalidURL:
@@ -134,11 +139,6 @@ class Endpoint:
                              f"put the API key into the environment variable {self.api_key_variable}.")  # fmt: skip
         if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
             raise ValueError(f"{self.url!r} is not the base url of an endpoint, such as 'http://localhost:8000/v1'.")
-        if not KEY_VARIABLE.fullmatch(self.api_key_variable):
-            raise ValueError(
-                "api_key_variable must name an environment variable that ends in _API_KEY or _TOKEN, such as "
-                "OPENAI_API_KEY. What it is now is not shown, because it may be a key."
-            )
         for name, least in {"max_concurrency": 1, "max_tokens": 1, "retries": 0, "temperature": 0}.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}.")

@@ -380,7 +380,7 @@ def test_a_key_that_cannot_be_one_is_refused_without_being_shown(tmp_path, monke
 @pytest.mark.parametrize("name", ["HOME", "AWS_SECRET_ACCESS_KEY", "_API_KEY", KEY, "OPENAI_API_KEY\n"])
 def test_only_variables_that_look_like_keys_are_read_and_what_is_there_instead_is_not_shown(tmp_path, name):
     with pytest.raises(ValueError, match="ends in _API_KEY or _TOKEN") as refused:
-        Endpoint("http://127.0.0.1:9/v1", "m", tmp_path, api_key_variable=name)
+        Endpoint("http://me:hidden@127.0.0.1:9/v1", "m", tmp_path, api_key_variable=name)
     assert KEY not in str(refused.value)
 
 
