@@ -18,6 +18,9 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
+# A params file may come from elsewhere, and the value of the variable that it names is sent away.
+KEY_VARIABLE = re.compile(r"[A-Za-z0-9_]+_(API_KEY|TOKEN)")
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
@@ -108,6 +111,7 @@ class LLMJudgeParams(_Section):
     price_per_million: tuple[float, float] | None = Field(None, description="of prompt and completion tokens")
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     temperature: float | None = Field(0.0, ge=0, description="null leaves it to the server, as reasoning models want")
+    max_unread: Share = Field(0.1, description="comparisons without a verdict that are borne, as ties; above it: stop")
 
 
 class RewardModelParams(_Section):
@@ -262,6 +266,11 @@ class Params(_Section):
             raise ValueError(  # a message of its own, because others repeat the value
                 "judge.url must be a plain address such as http://localhost:8000/v1: what it holds ends up in records, "
                 "so put a key into the environment variable that judge.api_key_variable names"
+            )
+        if isinstance(self.judge, LLMJudgeParams) and not KEY_VARIABLE.fullmatch(self.judge.api_key_variable):
+            raise ValueError(
+                "judge.api_key_variable must name an environment variable that ends in _API_KEY or _TOKEN, such as "
+                "OPENAI_API_KEY; what it is now is not shown, because it may be a key"
             )
         if self.annotation.judge == "external" and self.judge is None:
             raise ValueError(

@@ -303,6 +303,14 @@ def test_a_secret_in_the_judges_url_is_refused_and_not_repeated(write, url):
     assert "s3cret" not in str(refused.value)
 
 
+def test_a_judges_key_variable_must_look_like_one_and_is_not_repeated(write):
+    judge = {"kind": "llm", "url": "https://host/v1", "model": "m"}
+    load_params(write(judge=judge | {"api_key_variable": "HF_TOKEN"}))
+    with pytest.raises(ValueError, match="ends in _API_KEY or _TOKEN") as refused:
+        load_params(write(judge=judge | {"api_key_variable": "sk-s3cret"}))
+    assert "s3cret" not in str(refused.value)
+
+
 # --- where the file is
 
 
