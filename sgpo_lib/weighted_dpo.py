@@ -72,6 +72,7 @@ class KnownReferencesTrainer(DPOTrainer):
             super().__init__(**given)
 
     def create_accelerator_and_postprocess(self):
+        """As transformers' own, but log-probabilities leave a sharded model unrounded."""
         super().create_accelerator_and_postprocess()
         # Accelerate has FSDP round the model's outputs to the type it computes in, and these are log-probabilities.
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
@@ -137,7 +138,7 @@ def _no_reference_model(policy_is_loaded: bool) -> Iterator[None]:
 
     with (
         mock.patch.object(dpo_trainer, "create_model_from_path", load_policy_only),
-        mock.patch.object(dpo_trainer, "hash_module", lambda _: None),
+        mock.patch.object(dpo_trainer, "hash_module", return_value=None),
     ):
         yield
 
@@ -196,11 +197,9 @@ def _check_row(row: Mapping[str, Any], index: int, name: str, defaults_only: boo
     for column, (default, least, largest) in _LOSS_COLUMNS.items():
         value = row.get(column, default)
         if not (isinstance(value, Real) and math.isfinite(value) and least <= value <= largest):
-            limits = (
-                "" if math.isinf(least) else f" from {least:g}" + ("" if math.isinf(largest) else f" to {largest:g}")
-            )
             raise ValueError(
-                f"Row {index} of the {name} data has {column}={value!r}: it must be a finite number{limits}."
+                f"Row {index} of the {name} data has {column}={value!r}: it must be a finite number in "
+                f"[{least:g}, {largest:g}]."
             )
         if defaults_only and value != default:
             raise ValueError(
@@ -300,6 +299,7 @@ class WeightedDPOTrainer(KnownReferencesTrainer):
         return weighted_logistic(margins, weight, slope, moved, displacement)
 
     def compute_ref_log_probs(self, model, inputs):
+        """As TRL's own, for batches that carry the loss columns."""
         return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in LOSS_COLUMNS})
 
     def _log_probs(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
