@@ -155,15 +155,18 @@ ids = {"prompt_ids": 10, "chosen_ids": 200, "rejected_ids": 150}
 rows = [{name: rng.integers(2, 500, length).tolist() for name, length in ids.items()} for _ in range(4)]
 rows = [row | {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0} for row in rows]
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
-rounded = copy.deepcopy(model).bfloat16()
+rounded = copy.deepcopy(model)
+for weight in rounded.parameters():
+    weight.data = weight.data.bfloat16()
 add_fused_lm_head(rounded)
 
 class Comparing(WeightedDPOTrainer):
     def _log_probs(self, model, inputs):
         log_probs, _ = super()._log_probs(model, inputs)
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        batch = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "labels": labels}
         with torch.no_grad():
-            unsharded = rounded(inputs["input_ids"], labels=labels, fused_lm_head=True).log_probs
+            unsharded = rounded(**batch, fused_lm_head=True).log_probs
         np.savez(sys.argv[2] + os.environ["RANK"], sharded=log_probs.detach(), unsharded=unsharded.double().sum(1))
         return log_probs, None
 
