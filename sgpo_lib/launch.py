@@ -8,11 +8,13 @@ left behind is the notebook's: whatever comes next cannot tell them apart.
 
 import argparse
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 
 import pandas as pd
 from accelerate import PartialState
+from torch import distributed
 
 from sgpo_lib import annotation, leader, preferences
 from sgpo_lib.follower import make_support
@@ -20,7 +22,7 @@ from sgpo_lib.params import TrainingParams
 from sgpo_lib.policy import Policy, embed
 from sgpo_lib.run import Run, Step
 
-_LONGEST_SEED = timedelta(hours=12)  # the others wait while the first process makes it; NCCL's own limit is minutes
+_LONGEST_SEED = timedelta(hours=12)
 
 
 def make_seed(step: Step) -> None:
@@ -44,22 +46,36 @@ def _embed(policy: Policy, max_length: int, prompts: list):
     return embed(policy, prompts, max_length)
 
 
+def by_the_first(state: PartialState, make: Callable[[], None]) -> None:
+    """Call `make` on the first process while the others wait for it, for `_LONGEST_SEED` at most.
+
+    They wait in a group of their own: in the group that trains, a process that hangs is to be found in minutes.
+    """
+    if not state.use_distributed:
+        return make()
+    waiting = distributed.new_group(timeout=_LONGEST_SEED, backend="gloo")
+    if state.is_main_process:
+        make()
+    distributed.barrier(waiting)
+    distributed.destroy_process_group(waiting)
+
+
 def make_step(run: Run, round: int | None) -> None:
     """Make seed DPO (`round` None) or a round's update, together with the other processes."""
-    state = PartialState(timeout=_LONGEST_SEED)
+    state = PartialState()
     step = run.step("seed_dpo") if round is None else run.step("leader", round)
     if state.is_main_process:
         step.begin()
-        if round is None:
-            make_seed(step)
     state.wait_for_everyone()
+    if round is None:
+        by_the_first(state, partial(make_seed, step))
 
     training: TrainingParams = run.params.seed_dpo if round is None else run.params.leader
     objective = None
     if round is None:
         policy = Policy.load(run.params.model)
         pairs = pd.read_parquet(step.folder / "pairs.parquet")
-        rows = leader.with_references(pairs, "previous").assign(weight=1.0)
+        rows = leader.with_references(pairs, "previous")
     else:
         policy = Policy.load(run.params.model, step.inputs[0].load("policy"))
         pairs, worst, radius = run.step("annotation", round).load("pairs.parquet"), None, 0.0

@@ -26,7 +26,7 @@ from sgpo_lib.losses import dr_dpo_loss
 from sgpo_lib.params import LeaderParams, TrainingParams
 from sgpo_lib.policy import Policy
 from sgpo_lib.spa import NoiseDetectingTrainer
-from sgpo_lib.weighted_dpo import KnownReferencesTrainer, WeightedDPOTrainer
+from sgpo_lib.weighted_dpo import LOSS_COLUMNS, KnownReferencesTrainer, WeightedDPOTrainer
 
 
 def with_references(pairs: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -160,8 +160,8 @@ def train(
 
     Parameters
     ----------
-    rows : with `prompt_ids`, `chosen_ids`, `rejected_ids`, `ref_chosen_logps`, `ref_rejected_logps` and
-        `weight`, optionally `slope`.
+    rows : with `prompt_ids`, `chosen_ids`, `rejected_ids`, `ref_chosen_logps`, `ref_rejected_logps`, and any of
+        `sgpo_lib.weighted_dpo.LOSS_COLUMNS`.
     seed : fixes the order of the rows and a fresh adapter's start.
     log_folder : where the trackers named by `training.report_to`, such as TensorBoard, write.
     save_to : folder for the trained policy. Needed where FSDP or DeepSpeed has cut it into pieces; elsewhere
@@ -182,14 +182,10 @@ def train(
     drop_trl_reference(policy)
     objective = objective or Objective()
     columns = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps"]
-    columns += [
-        name for name in ("weight", "slope") if name in rows and issubclass(objective.trainer, WeightedDPOTrainer)
-    ]
+    if issubclass(objective.trainer, WeightedDPOTrainer):
+        columns += [name for name in LOSS_COLUMNS if name in rows]
     arguments = objective.arguments | ({"policy": policy} if objective.needs_policy else {})
     options = training.model_dump(include=set(TrainingParams.model_fields)) | objective.config
-    # Known log-probabilities: TRL's own losses take them only under this option, and without it a model whose
-    # weights are all trained would be loaded twice.
-    precomputed = policy.params.lora is None or not issubclass(objective.trainer, WeightedDPOTrainer)
     with (
         tempfile.TemporaryDirectory() as scratch,
         warnings.catch_warnings(),
@@ -205,7 +201,6 @@ def train(
             use_cpu=policy.device.type == "cpu",
             save_strategy="no",
             logging_first_step=True,  # or a training of fewer steps than `logging_steps` leaves no log
-            precompute_ref_log_probs=precomputed,
             dataloader_pin_memory=policy.device.type == "cuda",
             **options,
         )

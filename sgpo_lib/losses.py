@@ -11,14 +11,20 @@ import torch.nn.functional as F
 
 
 def weighted_logistic(
-    margins: torch.Tensor, weight: torch.Tensor | None = None, slope: torch.Tensor | None = None
+    margins: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    slope: torch.Tensor | None = None,
+    moved: torch.Tensor | None = None,
+    displacement: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the mean over the batch of `weight * l(margin) + slope * margin`, with l(x) = log(1 + e^-x).
+    """Return the mean of `weight * [(1 - moved) * l(x) + moved * l(x - displacement)] + slope * x` over margins x.
 
-    Weights and slopes, each of shape (B,), are what the leader modes come down to; without them this is the
-    DPO loss. A slope of alpha is label smoothing, as (1 - alpha) l(x) + alpha l(-x) = l(x) + alpha x.
+    With l(x) = log(1 + e^-x). All arguments have shape (B,) and are what the leader modes come down to; without
+    them this is the DPO loss. A slope of alpha is label smoothing, as (1 - alpha) l(x) + alpha l(-x) = l(x) + alpha x.
     """
     losses = -F.logsigmoid(margins)
+    if moved is not None:
+        losses = (1 - moved) * losses - moved * F.logsigmoid(margins - displacement)
     if weight is not None:
         losses = weight * losses
     if slope is not None:

@@ -50,7 +50,7 @@ class NoiseDetectingTrainer(WeightedDPOTrainer):
         noisy = least_confident(confidence, self._seen)
         mode = "train" if model.training else "eval"
         self._metrics[mode]["noisy"].append(noisy.float().mean().item())
-        return weighted_logistic(margins, inputs["weight"], inputs["slope"] + self._label_smoothing * noisy)
+        return weighted_logistic(margins, inputs["loss_weight"], inputs["loss_slope"] + self._label_smoothing * noisy)
 
     @torch.no_grad()
     def _confidence(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:

@@ -125,7 +125,7 @@ def test_unit_weights_give_the_loss_and_gradient_of_stock_trl(tiny_model, tmp_pa
     for kind, weight in ((DPOTrainer, None), (WeightedDPOTrainer, 1.0)):
         lora = LoraParams(r=4, lora_alpha=8)
         policy = Policy.load(ModelParams(name_or_path=str(tiny_model), dtype="float32", device="cpu", lora=lora))
-        rows = [row | ({} if weight is None else {"weight": weight}) for row in _conversations(6)]
+        rows = [row | ({} if weight is None else {"loss_weight": weight}) for row in _conversations(6)]
         results.append(_loss_and_gradient(_trainer(kind, policy, rows, tmp_path, per_device_train_batch_size=6)))
     (stock, stock_gradient), (ours, our_gradient) = results
     assert ours == pytest.approx(stock, rel=1e-5)
@@ -134,13 +134,13 @@ def test_unit_weights_give_the_loss_and_gradient_of_stock_trl(tiny_model, tmp_pa
 
 
 def test_the_loss_is_the_mean_of_weight_times_loss(policy, tmp_path):
-    rows = [row | {"weight": float(i)} for i, row in enumerate(_conversations(4))]
+    rows = [row | {"loss_weight": float(i)} for i, row in enumerate(_conversations(4))]
     trainer = _trainer(WeightedDPOTrainer, policy, rows, tmp_path, per_device_train_batch_size=4)
     together, _ = _loss_and_gradient(trainer)
     trainer.model.eval()
     alone = []
     for row in trainer.train_dataset:
-        batch = trainer._prepare_inputs(trainer.data_collator([row | {"weight": 1.0}]))
+        batch = trainer._prepare_inputs(trainer.data_collator([row | {"loss_weight": 1.0}]))
         alone.append(trainer.compute_loss(trainer.model, batch).item())
     assert together == pytest.approx(np.mean([i * loss for i, loss in enumerate(alone)]), rel=1e-5)
 
@@ -169,7 +169,7 @@ def _trained_weights(kind, tiny_model, tmp_path, weights=None):
     policy = Policy.load(ModelParams(name_or_path=str(tiny_model), dtype="float32", device="cpu", lora=lora))
     rows = _conversations(6)
     if weights is not None:
-        rows = [row | {"weight": weight} for row, weight in zip(rows, weights, strict=True)]
+        rows = [row | {"loss_weight": weight} for row, weight in zip(rows, weights, strict=True)]
     trainer = _trainer(kind, policy, rows, tmp_path, per_device_train_batch_size=2, learning_rate=1e-2, max_steps=3)
     trainer.train()
     return torch.cat([w.detach().flatten() for n, w in policy.model.named_parameters() if "default" in n])
@@ -185,9 +185,9 @@ def test_training_with_unit_weights_is_training_with_stock_trl(tiny_model, tmp_p
 
 
 def test_losses_can_be_evaluated_while_training(policy, tmp_path):
-    trainer = _trainer(WeightedDPOTrainer, policy, [row | {"weight": 2.0} for row in _conversations(4)], tmp_path)
-    half = trainer.evaluate(Dataset.from_list([row | {"weight": 1.0} for row in _conversations(4)]))["eval_loss"]
-    whole = trainer.evaluate(Dataset.from_list([row | {"weight": 2.0} for row in _conversations(4)]))["eval_loss"]
+    trainer = _trainer(WeightedDPOTrainer, policy, [row | {"loss_weight": 2.0} for row in _conversations(4)], tmp_path)
+    half = trainer.evaluate(Dataset.from_list([row | {"loss_weight": 1.0} for row in _conversations(4)]))["eval_loss"]
+    whole = trainer.evaluate(Dataset.from_list([row | {"loss_weight": 2.0} for row in _conversations(4)]))["eval_loss"]
     assert whole == pytest.approx(2 * half, rel=1e-5)
 
 
@@ -195,7 +195,7 @@ def _rows(policy: Policy, n: int = 8) -> pd.DataFrame:
     rng = np.random.default_rng(3)
     ids = [[rng.integers(2, 500, size).tolist() for _ in range(n)] for size in (12, 6, 4)]
     rows = pd.DataFrame(dict(zip(["prompt_ids", "chosen_ids", "rejected_ids"], ids, strict=True)))
-    return with_references(rescore(policy, rows), "previous").assign(weight=1.0)
+    return with_references(rescore(policy, rows), "previous").assign(loss_weight=1.0)
 
 
 def test_training_opens_the_margins_and_lowers_the_loss(policy):
@@ -262,7 +262,7 @@ def test_accumulated_gradients_are_those_of_a_larger_batch(tiny_model):
     for size, steps in ((4, 1), (2, 2)):
         lora = LoraParams(r=4, lora_alpha=8)
         policy = Policy.load(ModelParams(name_or_path=str(tiny_model), dtype="float32", device="cpu", lora=lora))
-        rows = _rows(policy).assign(weight=[0.5, 1.5, 2.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+        rows = _rows(policy).assign(loss_weight=[0.5, 1.5, 2.0, 0.0, 1.0, 1.0, 1.0, 1.0])
         sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "optim": "sgd"}
         train(policy, rows, TRAINING.model_copy(update=sizes), BETA, seed=7)
         adapters.append(torch.cat([w.flatten() for n, w in policy.model.named_parameters() if ".default." in n]))
