@@ -6,8 +6,9 @@ CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 
-RUN = $(basename $(notdir $(PARAMS)))
-ROOT = $(patsubst %params/,%,$(dir $(PARAMS)))
+# Recipes read these from the environment, as make would cut a name at its spaces. A run lies beside its params/.
+export PARAMS SEEDS METHODS NAME
+RUN = run="$$(basename "$$PARAMS" .yaml)"; root="$$(dirname "$$PARAMS")/"; root="$${root%params/}"
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export TOKENIZERS_PARALLELISM = false
 export PYTHONWARNINGS = ignore::FutureWarning
@@ -41,22 +42,20 @@ setup: .venv/.complete  ## create .venv with pinned dependencies
 
 reproduce: .venv/.complete  ## run everything that is not up to date
 	@snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress \
-		--config params=$(PARAMS) seeds=$(SEEDS) methods=$(METHODS)
-	@echo; cat $(ROOT)figures/$(RUN)/summary.md; echo
-	@echo "executed notebooks  $(ROOT)runs/$(RUN)/seed-*/notebooks/"
-	@echo "summary             $(foreach m,$(subst $(comma), ,$(METHODS)),$(ROOT)runs/$(RUN)/seed-*/$(m)/evaluation/summary.json)"
-	@echo "figures             $(ROOT)figures/$(RUN)/"
+		--config "params=$$PARAMS" "seeds=$$SEEDS" "methods=$$METHODS"
+	@$(RUN); echo; cat "$${root}figures/$$run/summary.md"; echo; \
+		echo "executed notebooks  $${root}runs/$$run/seed-*/notebooks/"; \
+		echo "summaries           $${root}runs/$$run/seed-*/*/evaluation/summary.json"; \
+		echo "figures             $${root}figures/$$run/"
 
 study: .venv/.complete  ## run a study, one thread a notebook and as many notebooks as cores
 	@snakemake --cores $(CORES) --rerun-incomplete --nolock --keep-going --quiet host progress \
-		--config study=params/studies/$(NAME).yaml threads=1
-	@echo; cat figures/studies/$(NAME)/summary.md; echo
-	@echo "figures             figures/studies/$(NAME)/"
-
-comma := ,
+		--config "study=params/studies/$$NAME.yaml" threads=1
+	@echo; cat "figures/studies/$$NAME/summary.md"; echo
+	@echo "figures             figures/studies/$$NAME/"
 
 plan: .venv/.complete  ## tokens, FLOPs, hours, cost and memory of a run, before it costs anything
-	@python -m sgpo_lib.plan $(PARAMS) $(if $(GPU),--gpu $(GPU)) $(if $(N_GPUS),--n-gpus $(N_GPUS)) \
+	@python -m sgpo_lib.plan "$$PARAMS" $(if $(GPU),--gpu $(GPU)) $(if $(N_GPUS),--n-gpus $(N_GPUS)) \
 		$(if $(N_GENERATING),--n-generating $(N_GENERATING)) $(if $(PRICE),--price $(PRICE)) \
 		$(if $(PROMPT_TOKENS),--prompt-tokens $(PROMPT_TOKENS)) \
 		$(if $(RESPONSE_TOKENS),--response-tokens $(RESPONSE_TOKENS)) \
@@ -64,7 +63,7 @@ plan: .venv/.complete  ## tokens, FLOPs, hours, cost and memory of a run, before
 
 figures: .venv/.complete  ## regenerate figures/ from the runs there are
 	snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress --forcerun figures regret \
-		--config params=$(PARAMS) seeds=$(SEEDS) methods=$(METHODS)
+		--config "params=$$PARAMS" "seeds=$$SEEDS" "methods=$$METHODS"
 
 test: .venv/.complete  ## linter and tests
 	ruff check

@@ -20,12 +20,11 @@ from sgpo_lib.study import find_study, study_of
 if "study" in config:
     STUDY = find_study(config["study"])
 else:
-    overrides = config.get("overrides", {})
     STUDY = study_of(
         config.get("params", "params/smollm2-135m.yaml"),
         [int(seed) for seed in str(config.get("seeds", 0)).split(",")],
         str(config.get("methods", "ssapo")).split(","),
-        json.loads(overrides) if isinstance(overrides, str) else overrides,
+        config.get("overrides"),
     )
 THREADS = int(config.get("threads", workflow.cores))
 VARIANTS = {}
@@ -43,6 +42,9 @@ EVALUATIONS = [
 REGRET_NOTEBOOK = f"{RUNS}/notebooks/06_regret_bounds.ipynb"
 FIGURES_DIR = STUDY.root / config.get("figures", "figures")
 FIGURES = f"{FIGURES_DIR}/studies/{STUDY.name}" if "study" in config else f"{FIGURES_DIR}/{STUDY.name}"
+for folder in (RUNS, FIGURES):
+    if "{" in folder or "}" in folder:
+        raise ValueError(f"{folder}: Snakemake reads braces in a path as a wildcard. Rename the folder or params file.")
 DRAWN = {
     "study": config.get("study"),
     "params_file": STUDY.params,

@@ -75,10 +75,11 @@ def labelled(
 
     Raises
     ------
-    ValueError : if the prompts have no labels and there is no gold user to give them.
+    ValueError : if the prompts have no labels and there is no gold user to give them, or a labelled pair is longer
+        than `seed_dpo.max_length`; before anything is sampled or scored.
     """
     if "chosen" in prompts:
-        pairs = encode_pairs(policy, prompts, params.generation.max_prompt_length)
+        pairs = encode_pairs(policy, prompts, params.generation.max_prompt_length, params.seed_dpo.max_length)
     elif params.gold is None:
         raise ValueError(
             f"{params.data.source} has no labels (chosen, rejected), and gold is null, so nobody labels the seed: "
@@ -164,16 +165,23 @@ def with_margins(pairs: pd.DataFrame) -> pd.DataFrame:
     return pairs
 
 
-def encode_pairs(policy: Policy, pairs: pd.DataFrame, max_prompt_length: int) -> pd.DataFrame:
+def encode_pairs(
+    policy: Policy, pairs: pd.DataFrame, max_prompt_length: int, max_length: int | None = None
+) -> pd.DataFrame:
     """Prepare pairs that people labelled: token ids, and log-probabilities under the policy as it is.
 
     Parameters
     ----------
     pairs : N rows with `prompt_id`, `prompt`, `chosen` and `rejected` (texts).
+    max_length : tokens that a prompt and an answer may have together, where they are to be trained on.
 
     Returns
     -------
     The pairs with `prompt_ids`, `chosen_ids`, `rejected_ids`, `chosen_log_prob`, `rejected_log_prob`.
+
+    Raises
+    ------
+    ValueError : a pair is longer than `max_length`; before any is scored.
     """
     pairs = pairs.reset_index(drop=True)
     pairs["prompt_ids"] = policy.encode_prompts(pairs["prompt"].tolist(), max_prompt_length)
@@ -181,6 +189,13 @@ def encode_pairs(policy: Policy, pairs: pd.DataFrame, max_prompt_length: int) ->
     for side in ("chosen", "rejected"):
         rows = zip(pairs["prompt"], pairs[side], full, strict=True)
         pairs[f"{side}_ids"] = [policy.encode_response(*row) for row in rows]
+    lengths = pairs["prompt_ids"].map(len) + pairs[["chosen_ids", "rejected_ids"]].map(len).max(axis=1)
+    if max_length is not None and (lengths > max_length).any():
+        raise ValueError(
+            f"{(lengths > max_length).sum()} of {len(pairs)} labelled pairs are longer than seed_dpo.max_length="
+            f"{max_length} tokens (the longest, of prompt {pairs['prompt_id'][lengths.idxmax()]}, has "
+            f"{lengths.max()}): raise seed_dpo.max_length, or shorten prompts or answers."
+        )
     return rescore(policy, pairs)
 
 

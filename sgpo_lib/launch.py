@@ -32,8 +32,7 @@ def make_seed(step: Step) -> None:
     room = params.generation.max_prompt_length
     splits = preferences.prepare(params.data, params.root, step.run.seed, partial(_embed, policy, room))
     parts = {"seed": splits.seed, "calibration": splits.calibration}
-    ids = [rows[["prompt_id"]].drop_duplicates().assign(part=part) for part, rows in parts.items()]
-    step.save("prompts.parquet", pd.concat(ids))
+    step.save("prompts.parquet", splits.labelled)
     for part, (name, offset) in {"seed": ("pairs", 0), "calibration": ("calibration", 1)}.items():
         if len(parts[part]):
             pairs = annotation.labelled(policy, parts[part], params, step.seed + offset, step.shards)
@@ -75,7 +74,7 @@ def make_step(run: Run, round: int | None) -> None:
     if round is None:
         policy = Policy.load(run.params.model)
         pairs = pd.read_parquet(step.folder / "pairs.parquet")
-        rows = leader.with_references(pairs, "previous")
+        rows = leader.with_references(pairs, "previous").assign(loss_weight=preferences.loss_weights(pairs))
     else:
         policy = Policy.load(run.params.model, step.inputs[0].load("policy"))
         pairs, worst, radius = run.step("annotation", round).load("pairs.parquet"), None, 0.0

@@ -10,9 +10,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticUndefined
+
+from sgpo_lib import strict_yaml
+
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and halves of surrogate pairs
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -24,6 +27,16 @@ KEY_VARIABLE = re.compile(r"[A-Za-z0-9_]+_(API_KEY|TOKEN)")
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_of_its_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        for part in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(part, bool) and cls.model_fields[info.field_name].annotation is not bool:
+                raise ValueError("should not be a truth value")
+            if isinstance(part, str) and UNPRINTABLE.search(part):
+                raise ValueError("should be one line of valid Unicode text")
+        return value
 
 
 class LoraParams(_Section):
@@ -58,6 +71,7 @@ class DataParams(_Section):
 
     source: str = Field(description="'builtin', a local .jsonl/.json/.parquet file, or a hub dataset id")
     split: str = "train"
+    revision: str | None = Field(None, description="commit, tag or branch of a hub dataset; null: its newest commit")
     bad_rows: Literal["raise", "drop"] = Field("raise", description="of published data that one cannot correct")
     n_seed: Count = Field(description="prompts whose pairs are labelled by the judge or by people")
     n_seed_samples: int = Field(2, ge=2, description="answers per seed prompt; the judge picks best and worst")
@@ -124,6 +138,53 @@ class RewardModelParams(_Section):
     max_length: Count = 4096
 
 
+# Of the names in transformers, those that need no further arguments and no validation loss.
+SCHEDULERS = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
+# Of the names in transformers, those that need neither further arguments nor, but for bitsandbytes, a package.
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
+BITSANDBYTES_OPTIMIZERS = (
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "ademamix",
+    "ademamix_8bit",
+    "lion_8bit",
+    "lion_32bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "paged_ademamix_8bit",
+    "paged_ademamix_32bit",
+    "paged_lion_8bit",
+    "paged_lion_32bit",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+)
+# Of the names in transformers, those that are the name of the one package they need.
+Tracker = Literal[
+    "none",
+    "all",
+    "clearml",
+    "codecarbon",
+    "comet_ml",
+    "dagshub",
+    "dvclive",
+    "mlflow",
+    "neptune",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+]
+
+
 class TrainingParams(_Section):
     """One DPO training; names as in `trl.DPOConfig`."""
 
@@ -131,15 +192,23 @@ class TrainingParams(_Section):
     num_train_epochs: Positive = 1
     per_device_train_batch_size: Count = 8
     gradient_accumulation_steps: Count = 1
-    lr_scheduler_type: str = "linear"
+    lr_scheduler_type: Literal[SCHEDULERS] = "linear"
     warmup_steps: float = Field(0.1, ge=0, description="below 1: share of all steps")
     max_length: Count = 1024
     max_grad_norm: Positive = 1.0
     weight_decay: float = Field(0.0, ge=0)
-    optim: str = "adamw_torch"
+    optim: Literal[(*OPTIMIZERS, *BITSANDBYTES_OPTIMIZERS)] = "adamw_torch"
     gradient_checkpointing: bool = False
     logging_steps: Count = 1
-    report_to: str | list[str] = "none"
+    report_to: Tracker | list[Tracker] = "none"
+
+    @property
+    def packages(self) -> set[str]:
+        """Names of the optional packages, as one imports them, that the trackers and the optimiser need."""
+        trackers = [self.report_to] if isinstance(self.report_to, str) else self.report_to
+        return {name for name in trackers if name not in ("none", "all")} | (
+            {"bitsandbytes"} if self.optim in BITSANDBYTES_OPTIMIZERS else set()
+        )
 
 
 class RangeRule(_Section):
@@ -262,6 +331,15 @@ class Params(_Section):
             raise ValueError("leader.mode envelope needs one price for all pairs: set follower.group_size to null")
         if self.annotation.judge in ("sentiment", "gold") and self.gold is None:
             raise ValueError(f"annotation.judge {self.annotation.judge} needs a gold user: set gold")
+        longest = self.generation.max_prompt_length + self.generation.max_new_tokens
+        trained = {"seed_dpo": self.seed_dpo} if self.gold else {}
+        for name, training in (trained | ({"leader": self.leader} if self.data.n_prompts else {})).items():
+            if longest > training.max_length:
+                raise ValueError(
+                    f"{name}.max_length {training.max_length} is less than generation.max_prompt_length + "
+                    f"max_new_tokens = {longest}, so that answers could be sampled and not be trained on: raise the "
+                    "one or lower the others"
+                )
         if isinstance(self.judge, LLMJudgeParams) and re.search(r"[@?#]", self.judge.url):
             raise ValueError(  # a message of its own, because others repeat the value
                 "judge.url must be a plain address such as http://localhost:8000/v1: what it holds ends up in records, "
@@ -288,7 +366,28 @@ class Params(_Section):
         return _flatten(self.model_dump(mode="json", exclude={"name"}))
 
 
-def load_params(params_file: str | Path, overrides: dict[str, Any] | None = None, method: str | None = None) -> Params:
+def as_overrides(overrides: dict[str, Any] | str | None) -> dict[str, Any]:
+    """Return overrides as a dict, also where they come as JSON or YAML text, as from `papermill -p overrides '{...}'`.
+
+    Raises
+    ------
+    ValueError : they are no mapping of dotted keys to values.
+    """
+    try:
+        values = strict_yaml.parse(overrides) if isinstance(overrides, str) else overrides
+    except ValueError as error:
+        raise ValueError(f"overrides {overrides!r} cannot be read: {error}.") from None
+    values = {} if values is None else values
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ValueError(
+            f'overrides must be dotted keys with their values, such as {{"follower.radius": 0.03}}, not {overrides!r}.'
+        )
+    return values
+
+
+def load_params(
+    params_file: str | Path, overrides: dict[str, Any] | str | None = None, method: str | None = None
+) -> Params:
     """Read and validate a params file, with what the method sets and dotted-key overrides laid over it.
 
     Parameters
@@ -296,7 +395,7 @@ def load_params(params_file: str | Path, overrides: dict[str, Any] | None = None
     params_file : path of the YAML file. A relative path is looked for in the working directory and
         then in its parents, so that a notebook finds it from wherever it is run. The folder that holds
         its `params/` folder is the root that `output_dir` and local data files are relative to.
-    overrides : e.g. ``{"follower.radius": 0.03}``.
+    overrides : e.g. ``{"follower.radius": 0.03}``, or the same as text.
     method : a key of `METHODS`. A file that says otherwise than the method is refused; overrides may.
 
     Raises
@@ -305,7 +404,7 @@ def load_params(params_file: str | Path, overrides: dict[str, Any] | None = None
     """
     path = find_file(Path(params_file), "params")
     root = next((parent.parent for parent in path.parents if parent.name == "params"), path.parent)
-    values = _read(path)
+    values, files = _read(path)
     flat, preset = _flatten(values), METHODS[method] if method else {}
     contradicted = [
         f"'{key}' is {flat[key]!r}, but method {method} sets it to {value!r}: leave it out and ask for the method "
@@ -313,15 +412,16 @@ def load_params(params_file: str | Path, overrides: dict[str, Any] | None = None
         for key, value in preset.items()
         if flat.get(key, value) != value
     ]
-    for key, value in (preset | (overrides or {})).items():
+    overrides = as_overrides(overrides)
+    for key, value in (preset | overrides).items():
         _set(values, key, value)
     problems = _unknown_keys(values, [Params]) + contradicted
     if not problems:
         try:
             return Params(**{**values, "name": path.stem, "root": root})
         except ValidationError as error:
-            problems = [_explain(item) for item in error.errors()]
-    listing = "\n  ".join(problems)
+            problems = [_explain(item, files, preset | overrides) for item in error.errors()]
+    listing = "\n  ".join(problems).encode(errors="backslashreplace").decode()
     raise ValueError(f"{path}{' with overrides' if overrides else ''} cannot be used:\n  {listing}")
 
 
@@ -336,22 +436,21 @@ def default_of(key: str) -> Any:
     return None if value is PydanticUndefined else value
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Read a YAML file and lay it over the one that it `extends`."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
+def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Path]]:
+    """Read a YAML file and lay it over the one that it `extends`; also return the files read, the topmost first."""
+    if path.resolve() in above:
+        chain = " extends ".join(str(file) for file in (*above, path.resolve()))
+        raise ValueError(f"{above[0]} extends itself: {chain}. Take one 'extends' out.")
+    values = strict_yaml.read(path)
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold sections such as 'model:' and 'data:', but holds {values!r}.")
     base = values.pop("extends", None)
     if base is None:
-        return values
-    if not isinstance(base, str) or not (path.parent / base).is_file():
+        return values, [path]
+    if not isinstance(base, str) or UNPRINTABLE.search(base) or not (path.parent / base).is_file():
         raise ValueError(f"{path} extends {base!r}, but there is no such file in {path.parent}.")
-    if (path.parent / base).resolve() == path.resolve():
-        raise ValueError(f"{path} extends itself.")
-    return _laid_over(_read(path.parent / base), values)
+    below, files = _read(path.parent / base, (*above, path.resolve()))
+    return _laid_over(below, values), [path, *files]
 
 
 def _laid_over(below: Any, above: Any) -> Any:
@@ -437,11 +536,20 @@ def _unknown_keys(values: dict, sections: list[type[_Section]], prefix: str = ""
     return problems
 
 
-def _explain(error: dict) -> str:
+def _explain(error: dict, files: list[Path], overridden: dict[str, Any]) -> str:
     names = [str(part) for part in error["loc"] if not (isinstance(part, str) and part[:1].isupper())]
-    where = ".".join(name for name in names if "[" not in name and name != "constrained-float")
+    keys = [name for name in names if "[" not in name and name != "constrained-float"]
+    where, message = ".".join(keys), error["msg"].removeprefix("Value error, ")
     if not where:  # a rule about several parameters names them itself
-        return error["msg"].removeprefix("Value error, ") + "."
+        return f"{message}."
     if error["type"] == "missing":
         return f"'{where}' is missing."
-    return f"'{where}' is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}."
+    place = "" if any(f"{where}.".startswith(f"{key}.") for key in overridden) else _place(keys, files)
+    return f"'{where}' is {error['input']!r}: {message[0].lower()}{message[1:]}{place}."
+
+
+def _place(keys: list[str], files: list[Path]) -> str:
+    """Where the topmost file that sets the key does so; an item of a list is where the list is."""
+    keys = [key for key in keys if not key.isdigit()]
+    lines = ((file, strict_yaml.line_of(file, keys)) for file in files)
+    return next((f" (line {line} of {file.name})" for file, line in lines if line), "")

@@ -1,11 +1,13 @@
 """Rows of any known preference format in, one table out: what a row means and what is wrong with it.
 
-Knows TRL's formats, alpaca-eval's annotations and plain prompts; knows nothing of where rows come from.
+Knows TRL's formats, Alpaca's rows, transcripts as in Anthropic's HH, alpaca-eval's annotations and plain prompts; knows
+nothing of where rows come from.
 """
 
 import hashlib
 import json
 import re
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -14,6 +16,16 @@ import pandas as pd
 ROLES = ("system", "user", "assistant")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 PROBLEMS_SHOWN = 20
+# What Alpaca's rows keep beside the instruction; joined to the prompt as LLaMA-Factory documents the format.
+CONTEXT = {"input", "system", "history"}
+# What other formats call a part of the prompt: which one, only who made the data knows.
+AMBIGUOUS = ("context", "system_prompt", "query", "conversation", "conversations", "dialogue")
+# Columns that later steps add to the pairs; of these names, a user's own would be taken for theirs.
+RESERVED = re.compile(
+    "flipped|margin|agrees_with_gold|prompt_ids|ref_(chosen|rejected)_logps|loss_(weight|slope|moved|displacement)|"
+    "(chosen|rejected)_(ids|finished|log_prob|reference_log_prob|implicit_reward|gold)"
+)
+TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 def user_text(prompt: Sequence[dict]) -> str:
@@ -29,8 +41,12 @@ def conversation_text(prompt: Sequence[dict]) -> str:
 
 
 def prompt_id(prompt: Sequence[dict]) -> str:
-    """Return the key of a prompt: 12 hexadecimal digits of the SHA-256 of its roles and contents."""
-    content = json.dumps([[message["role"], message["content"]] for message in prompt], ensure_ascii=False)
+    """Return the key of a prompt: 12 hexadecimal digits of the SHA-256 of its roles and contents.
+
+    White space around a message's text does not count: prompts that differ in nothing else share their key, so that
+    no split parts them.
+    """
+    content = json.dumps([[message["role"], message["content"].strip()] for message in prompt], ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
@@ -65,6 +81,9 @@ def to_frame(source: str, rows: list[tuple[str, object]], bad_rows: str) -> pd.D
     problems, parsed, extras, n_ties = [], [], [], 0
     for place, row in rows:
         result, found = parse(row) if isinstance(row, dict) else (None, [_why_not_a_row(row)])
+        if result and "weight" in replaced & fields:
+            found = [*found, *_weight_problems(row)]
+            result["weight"] = float(row["weight"]) if not found else None
         problems += [f"{place}: {problem}" for problem in found]
         if found:
             continue
@@ -88,18 +107,44 @@ def to_frame(source: str, rows: list[tuple[str, object]], bad_rows: str) -> pd.D
     if not parsed:
         raise ValueError(f"{source}: no usable row is left of {len(rows)}")
 
-    names = dict.fromkeys(name for extra in extras for name in extra)
-    plain = [n for n in names if _is_one_kind([e.get(n) for e in extras])]
-    table = [row | {name: extra.get(name) for name in plain} for row, extra in zip(parsed, extras, strict=True)]
-    data = with_ids(pd.DataFrame(table))
+    names = dict.fromkeys(name for extra in extras for name in extra if name != "prompt_id")
+    kept = {name: [_encodable(extra.get(name)) for extra in extras] for name in names}
+    left_out = [name for name in names if RESERVED.fullmatch(name) or not _is_plain(name, kept[name])]
+    if left_out:
+        warnings.warn(
+            f"{source}: left out columns {', '.join(map(repr, left_out))}: a table keeps text, truth values, and "
+            "numbers of up to 64 bits, not mixed, under names that no later step uses",
+            stacklevel=3,
+        )
+    columns = {name: values for name, values in kept.items() if name not in left_out}
+    data = with_ids(pd.DataFrame({name: [row[name] for row in parsed] for name in parsed[0]} | columns))
+    _warn_of_white_space(source, data)
     data.attrs.update(n_ties=n_ties, n_bad_rows=n_bad)
     return data
 
 
-def _is_one_kind(values: list) -> bool:
+def _encodable(value: object) -> object:
+    """Text of a row's extra columns, with the halves of surrogate pairs replaced, which no file can hold."""
+    return LONE_SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
+
+
+def _is_plain(name: str, values: list) -> bool:
     """Whether a column can be kept: text, numbers or truth values, as a file has them, but not mixed."""
     kinds = {type(value) for value in values if value is not None}
-    return kinds <= {int, float} or kinds in ({str}, {bool})
+    fits = all(-(2**63) <= value < 2**63 for value in values if type(value) is int)
+    is_one_kind = kinds <= {int, float} or kinds in ({str}, {bool})
+    return is_one_kind and fits and not LONE_SURROGATE.search(name)
+
+
+def _warn_of_white_space(source: str, data: pd.DataFrame) -> None:
+    written = {(key, json.dumps(prompt)) for key, prompt in zip(data["prompt_id"], data["prompt"], strict=True)}
+    n_more = len(written) - data["prompt_id"].nunique()
+    if n_more:
+        warnings.warn(
+            f"{source}: {n_more} prompts differ from another in nothing but white space at their ends, and count as "
+            "the same prompt in every split",
+            stacklevel=4,
+        )
 
 
 Parsed = tuple[dict | None, list[str]]  # a row (None for a tie), and what is wrong with it
@@ -110,11 +155,11 @@ def _format_of(fields: set[str]) -> tuple[Callable[[dict], Parsed], set[str]]:
 
     Decided once for the whole table: a row that lacks `chosen` where others have it is a fault, not a prompt.
     """
-    prompt = {"prompt"} if "prompt" in fields else {"instruction"}
+    prompt = {"prompt" if "prompt" in fields else "instruction", *CONTEXT}
     if fields & {"chosen", "rejected"}:
-        return _parse_preference, {*prompt, "chosen", "rejected"}
+        return _parse_preference, {*prompt, "chosen", "rejected", "weight"}
     if fields & {"output_1", "output_2"}:
-        return _parse_annotation, {*prompt, "output_1", "output_2"}
+        return _parse_annotation, {*prompt, "output_1", "output_2", "weight"}
     return _parse_prompt, prompt
 
 
@@ -123,12 +168,14 @@ def _why_not_a_row(row: object) -> str:
         return f"invalid JSON: {row.msg} at column {row.colno}"
     if isinstance(row, UnicodeDecodeError):
         return f"not UTF-8 text: {row.reason} at byte {row.start + 1}"
+    if isinstance(row, ValueError | RecursionError):
+        return f"invalid JSON: {row}"
     return f"expected an object with named fields, got {type(row).__name__}"
 
 
 def _parse_prompt(row: dict) -> Parsed:
     problems: list[str] = []
-    prompt = _messages(row, _prompt_field(row), "user", problems)
+    prompt = _with_context(row, _messages(row, _prompt_field(row), "user", problems), problems)
     _check_turns(prompt, problems)
     return {"prompt": prompt}, problems
 
@@ -154,14 +201,14 @@ def _parse_preference(row: dict) -> Parsed:
     named = isinstance(row.get(_prompt_field(row)), str) and given[0]["content"].strip() in user_texts
     if implicit and given is not None and given != chosen[:-1] and not named:
         problems.append("prompt: differs from the messages before the last in chosen")
-    prompt = chosen[:-1] if implicit else given
+    prompt = _with_context(row, chosen[:-1] if implicit else given, problems, implicit)
     _check_turns(prompt, problems)
-    return _pair(prompt, chosen[-1]["content"], rejected[-1]["content"], problems)
+    return _pair(row, prompt, chosen[-1]["content"], rejected[-1]["content"], problems)
 
 
 def _parse_annotation(row: dict) -> Parsed:
     problems: list[str] = []
-    prompt = _messages(row, _prompt_field(row), "user", problems)
+    prompt = _with_context(row, _messages(row, _prompt_field(row), "user", problems), problems)
     _check_turns(prompt, problems)
     outputs = [_messages(row, field, "assistant", problems) for field in ("output_1", "output_2")]
     preference = row.get("preference")
@@ -171,24 +218,105 @@ def _parse_annotation(row: dict) -> Parsed:
     if problems or preference == 1.5:
         return None, problems
     chosen, rejected = outputs if preference < 1.5 else outputs[::-1]
-    return _pair(prompt, chosen[-1]["content"], rejected[-1]["content"], problems)
+    return _pair(row, prompt, chosen[-1]["content"], rejected[-1]["content"], problems)
 
 
 def _prompt_field(row: dict) -> str:
     return "instruction" if "instruction" in row and "prompt" not in row else "prompt"
 
 
-def _pair(prompt: list[dict], chosen: str, rejected: str, problems: list[str]) -> Parsed:
+def _with_context(
+    row: dict, prompt: list[dict] | None, problems: list[str], implicit: bool = False
+) -> list[dict] | None:
+    """Join what stands beside the instruction: `system`, then the turns of `history`, then `input` below the text.
+
+    Conversations whose prompt is `implicit` hold all of it but, perhaps, the system message.
+    """
+    if prompt is None:
+        return None
+    if implicit:
+        row = {"system": row.get("system")}
+    known = {name: row.get(name) for name in ("system", "history", "input", *AMBIGUOUS)}
+    given = {name: value for name, value in known.items() if value not in (None, []) and not _is_blank(value)}
+    for name in given.keys() & set(AMBIGUOUS):
+        problems.append(f"{name}: may belong to the prompt, which leaves it out: put it there, or take the column out")
+    for name in given.keys() & {"system", "input"}:
+        if not isinstance(given[name], str) or LONE_SURROGATE.search(given[name]):
+            problems.append(f"{name}: expected valid text, got {given[name]!r:.60}")
+    history = given.get("history", [])
+    if not isinstance(history, list) or not all(_is_exchange(exchange) for exchange in history):
+        problems.append("history: expected a list of [user's text, assistant's text]")
+    is_one_text = [message["role"] for message in prompt] == ["user"]
+    if not is_one_text and given.keys() & {"history", "input"}:
+        problems.append("history, input: stand beside a prompt of several messages, and their place in it is not known")
+    has_system = prompt[0]["role"] == "system"
+    if has_system and given.get("system", prompt[0]["content"]) != prompt[0]["content"]:
+        problems.append("system: differs from the system message in the prompt")
+    if problems:
+        return prompt
+    if "input" in given:
+        prompt = as_user(f"{prompt[0]['content']}\n{given['input']}")
+    roles = ("user", "assistant")
+    turns = [
+        {"role": role, "content": text} for exchange in history for role, text in zip(roles, exchange, strict=True)
+    ]
+    system = [{"role": "system", "content": given["system"]}] if "system" in given and not has_system else []
+    return [*system, *turns, *prompt]
+
+
+def _is_blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
+def _is_exchange(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return all(isinstance(text, str) and text.strip() and not LONE_SURROGATE.search(text) for text in value)
+
+
+def _pair(row: dict, prompt: list[dict], chosen: str, rejected: str, problems: list[str]) -> Parsed:
     if chosen == rejected:
         problems.append("rejected: must differ from chosen")
+    # Of a few words only, as both answers to "Hi" may begin with it; answers given as chat messages are as meant.
+    repeated = prompt[-1]["content"].strip() if prompt else ""
+    texts = [row[field] for field in ("chosen", "rejected", "output_1", "output_2") if field in row]
+    if len(repeated.split()) > 2 and all(isinstance(t, str) and t.strip().startswith(repeated) for t in texts):
+        problems.append(
+            "chosen, rejected: both repeat the prompt, so that it would be trained twice: take it out of the answers, "
+            "or, if they are meant to repeat it, give them as chat messages"
+        )
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}, problems
 
 
+def _weight_problems(row: dict) -> list[str]:
+    weight = row.get("weight")
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if is_number and 0 <= weight <= sys.float_info.max:
+        return []
+    return [f"weight: expected a finite number of at least 0, as other rows have, got {weight!r}"]
+
+
+def _transcript(text: str) -> list[dict] | None:
+    """Read `\\n\\nHuman: ... \\n\\nAssistant: ...`, as in Anthropic's HH, as chat messages; None for any other text.
+
+    An empty last turn of the assistant's, where a prompt ends, is left out.
+    """
+    parts = TURN.split(f"\n\n{text.lstrip()}")
+    if len(parts) < 5 or parts[0] or parts[1] != "Human":
+        return None
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [
+        {"role": roles[speaker], "content": said.strip()}
+        for speaker, said in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+    return turns if turns[-1]["content"] or turns[-1]["role"] == "user" else turns[:-1]
+
+
 def _messages(row: dict, field: str, role: str, problems: list[str]) -> list[dict] | None:
-    """Read a field as chat messages; plain text is one message of `role`."""
+    """Read a field as chat messages; plain text that is no transcript is one message of `role`."""
     value = row.get(field)
     if isinstance(value, str):
-        value = [{"role": role, "content": value}]
+        value = _transcript(value) or [{"role": role, "content": value}]
     problem = None
     if value is None:
         problem = "missing or null, expected text or a list of chat messages"

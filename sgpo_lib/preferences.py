@@ -11,11 +11,12 @@ All data is a pandas DataFrame with one row per prompt or per pair:
 Nothing here knows a model or a judge.
 """
 
+import hashlib
 import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ __all__ = [
     "farthest_point",
     "flip_labels",
     "load",
+    "loss_weights",
     "prepare",
     "prompt_id",
     "random_subset",
@@ -40,6 +42,7 @@ __all__ = [
     "user_text",
 ]
 
+COMMIT = re.compile("[0-9a-f]{40}")
 FILE_TYPES = (".jsonl", ".json", ".parquet")
 SOURCES = "'builtin', an existing .jsonl, .json or .parquet file, or the id of a hub dataset (owner/name)"
 
@@ -59,12 +62,28 @@ class Splits:
         cannot see labels that it is meant to make.
     evaluation : DataFrame
         Held out: every row of its prompts.
+    fingerprint : str
+        16 hexadecimal digits that change with any prompt, label or weight of the data, or with their order.
+    revision : str or None
+        The commit of a hub dataset.
     """
 
     seed: pd.DataFrame
     calibration: pd.DataFrame
     rounds: list[pd.DataFrame]
     evaluation: pd.DataFrame
+    fingerprint: str = ""
+    revision: str | None = None
+
+    @property
+    def labelled(self) -> pd.DataFrame:
+        """What later steps need to know to draw the same split, for `prepare`: a row per labelled prompt.
+
+        Columns `prompt_id`, `part` ("seed" or "calibration"), and the same in all rows `fingerprint`, `revision`.
+        """
+        parts = {"seed": self.seed, "calibration": self.calibration}
+        ids = [rows[["prompt_id"]].drop_duplicates().assign(part=part) for part, rows in parts.items()]
+        return pd.concat(ids, ignore_index=True).assign(fingerprint=self.fingerprint, revision=self.revision)
 
 
 # --- loading
@@ -76,7 +95,7 @@ def local_file(source: str, root: Path) -> Path | None:
     return path if path.suffix.lower() in FILE_TYPES or path.is_file() else None
 
 
-def load(source: str, split: str = "train", bad_rows: str = "raise") -> pd.DataFrame:
+def load(source: str, split: str = "train", bad_rows: str = "raise", revision: str | None = None) -> pd.DataFrame:
     """Load prompts or preference pairs.
 
     Parameters
@@ -89,13 +108,17 @@ def load(source: str, split: str = "train", bad_rows: str = "raise") -> pd.DataF
     bad_rows : {"raise", "drop"}
         What to do when rows cannot be used. `"drop"` leaves them out with a warning that counts and shows
         them, for published data that one cannot correct.
+    revision : str, optional
+        Commit, tag or branch of a hub dataset; by default its newest commit.
 
     Returns
     -------
     DataFrame, one row per prompt or pair
-        Columns `prompt_id`, `prompt`, for labelled data `chosen` and `rejected`, and every other column of
-        the source that holds plain values, except its own `prompt_id`. `attrs["n_ties"]` and
-        `attrs["n_bad_rows"]` count what was left out of a file or hub dataset.
+        Columns `prompt_id`, `prompt`, for labelled data `chosen`, `rejected` and, where the source has it, `weight`
+        (finite, at least 0), and every other column of the source that holds plain values, except its own
+        `prompt_id` and names that later steps use; what is left out is warned of. `attrs["n_ties"]` and
+        `attrs["n_bad_rows"]` count what was left out of a file or hub dataset, and `attrs["revision"]` is the
+        commit that a hub dataset was at.
 
     Raises
     ------
@@ -104,13 +127,16 @@ def load(source: str, split: str = "train", bad_rows: str = "raise") -> pd.DataF
     FileNotFoundError
         No such file or dataset.
     ConnectionError
-        The hub does not answer within `sgpo_lib.hub.DEADLINE` seconds and the dataset is not in the local cache.
+        The hub does not answer within `sgpo_lib.hub.DEADLINE` seconds and the local cache does not have the dataset,
+        or not the revision.
 
     Notes
     -----
     Understood are TRL's preference formats (conversational with explicit or implicit prompt, and plain),
     prompts alone (`prompt` or `instruction`), and alpaca-eval's annotations (`instruction`, `output_1`,
-    `output_2`, `preference` from 1 to 2; ties at 1.5 are left out, counted and warned of).
+    `output_2`, `preference` from 1 to 2; ties at 1.5 are left out, counted and warned of). Transcripts as in
+    Anthropic's HH (`Human: ... Assistant: ...`) are read as messages. Beside a prompt of one text, `input` is joined
+    below it, `system` and `history` ([user, assistant] texts) before it, as LLaMA-Factory documents Alpaca's format.
     """
     if bad_rows not in ("raise", "drop"):
         raise ValueError(f"bad_rows must be 'raise' or 'drop', not {bad_rows!r}")
@@ -123,8 +149,29 @@ def load(source: str, split: str = "train", bad_rows: str = "raise") -> pd.DataF
     elif path.exists():
         raise ValueError(f"{source} is not a file of preference data: expected one of {', '.join(FILE_TYPES)}")
     else:
-        rows = _read_hub(source, split)
+        rows, revision = _read_hub(source, split, revision)
+        data = to_frame(source, rows, bad_rows)
+        data.attrs["revision"] = revision
+        return data
     return to_frame(source, rows, bad_rows)
+
+
+def loss_weights(pairs: pd.DataFrame) -> pd.Series:
+    """Return what each pair's loss is multiplied by, shape (N,): its own `weight` where the data has one, else 1.
+
+    Raises
+    ------
+    ValueError : a weight is negative or not finite, or all are 0.
+    """
+    if "weight" not in pairs:
+        return pd.Series(1.0, index=pairs.index)
+    weights = pairs["weight"].astype(float)
+    bad = ~(np.isfinite(weights) & (weights >= 0))
+    if bad.any():
+        raise ValueError(f"{bad.sum()} of {len(pairs)} pairs have a weight that is negative or not finite")
+    if not weights.any():
+        raise ValueError(f"all {len(pairs)} pairs have weight 0, so that there is nothing to train on")
+    return weights
 
 
 def _read_file(path: Path) -> list[tuple[str, object]]:
@@ -142,7 +189,7 @@ def _read_file(path: Path) -> list[tuple[str, object]]:
     if path.suffix.lower() == ".json" and content.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
         try:
             return [(f"row {i}", row) for i, row in enumerate(json.loads(content), 1)]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: invalid JSON ({error})") from error
 
     rows = []
@@ -151,13 +198,14 @@ def _read_file(path: Path) -> list[tuple[str, object]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             row = error
         rows.append((f"line {number}", row))
     return rows
 
 
-def _read_hub(source: str, split: str) -> list[tuple[str, object]]:
+def _read_hub(source: str, split: str, revision: str | None) -> tuple[list[tuple[str, object]], str | None]:
+    """Return the rows of a hub dataset with their places, and its commit."""
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         raise FileNotFoundError(f"no such data: {source!r}. data.source must be {SOURCES}")
     # Imported here because it is slow to import, and runs on builtin or local data do without.
@@ -168,7 +216,7 @@ def _read_hub(source: str, split: str) -> list[tuple[str, object]]:
     offline = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = offline or reason is not None
     try:
-        rows = datasets.load_dataset(source, split=split).to_list()
+        dataset = datasets.load_dataset(source, split=split, revision=revision)
     except ConnectionError as error:
         raise ConnectionError(
             f"cannot reach the hub at {datasets.config.HF_ENDPOINT} for dataset '{source}' "
@@ -180,7 +228,16 @@ def _read_hub(source: str, split: str) -> list[tuple[str, object]]:
         raise FileNotFoundError(f"{error} data.source must be {SOURCES}") from error
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
-    return [(f"row {i}", row) for i, row in enumerate(rows, 1)]
+    # `datasets` keeps each commit in a folder of its name, and without the hub takes the latest, whatever was asked.
+    folder = Path(dataset.cache_files[0]["filename"]).parent.name if dataset.cache_files else ""
+    commit = folder if COMMIT.fullmatch(folder) else None
+    if revision not in (None, commit) and (COMMIT.fullmatch(revision) or offline or reason):
+        raise ConnectionError(
+            f"dataset '{source}' was asked for at revision {revision}, but the hub did not give it "
+            f"({reason or 'offline'}) and the local cache has {commit}: try again when connected, or set data.revision "
+            "to that"
+        )
+    return [(f"row {i}", row) for i, row in enumerate(dataset.to_list(), 1)], commit
 
 
 # --- splitting, seed selection, label noise
@@ -267,7 +324,7 @@ def prepare(
     root: Path,
     seed: int,
     embed: Callable[[list], np.ndarray] | None = None,
-    seed_ids: Sequence[str] | None = None,
+    labelled: pd.DataFrame | None = None,
 ) -> Splits:
     """Load and split what a params file's `data` section asks for.
 
@@ -276,24 +333,37 @@ def prepare(
     root : folder that a relative path of a file in `source` is relative to.
     seed : the run's seed; draws the seed and round prompts if `reshuffle` is set, and nothing otherwise.
     embed : maps N prompts to embeddings, shape (N, d); needed to select the seed by `farthest-point`.
-    seed_ids : the `prompt_id` of the seed prompts where they have been selected before, in their order.
+    labelled : `Splits.labelled` of the seed step, for a later step, whose data must be the same.
 
     Raises
     ------
     ValueError
-        `farthest-point` has neither of the two, besides what `load` and `split` raise.
+        `farthest-point` has neither of the two, or the data is not what `labelled` was drawn from, so that a seed
+        prompt could be among the evaluation's; besides what `load` and `split` raise.
     """
 
     def select(candidates: pd.DataFrame) -> np.ndarray:
-        if seed_ids is not None:
+        if labelled is not None:
             position = pd.Series(candidates.index, candidates["prompt_id"])
-            return position.loc[list(seed_ids)].to_numpy()
+            return position.loc[labelled.loc[labelled["part"] == "seed", "prompt_id"]].to_numpy()
         if embed is None:
             raise ValueError("selecting the seed by farthest-point needs a model's embeddings: run notebook 01")
         return farthest_point(embed(candidates["prompt"].tolist()), params.n_seed, seed)
 
-    data = load(str(local_file(params.source, root) or params.source), params.split, params.bad_rows)
-    return split(
+    if labelled is not None and "fingerprint" not in labelled:
+        raise ValueError(
+            "the seed was drawn by an earlier version, which did not note from what data: run 01_seed_dpo again"
+        )
+    revision = params.revision if labelled is None else labelled["revision"].iloc[0]
+    data = load(str(local_file(params.source, root) or params.source), params.split, params.bad_rows, revision)
+    fingerprint = _fingerprint(data)
+    if labelled is not None and labelled["fingerprint"].iloc[0] != fingerprint:
+        raise ValueError(
+            f"data.source {params.source} is not what it was when the seed was drawn from it: its prompts, labels or "
+            "weights, or their order, have changed, and a seed prompt could now be among the evaluation's. Bring back "
+            "the data as it was, or run notebook 01_seed_dpo again"
+        )
+    parts = split(
         data,
         params.n_seed,
         params.n_prompts,
@@ -303,6 +373,15 @@ def prepare(
         select if params.seed_selection == "farthest-point" else None,
         params.n_calibration,
     )
+    return replace(parts, fingerprint=fingerprint, revision=data.attrs.get("revision"))
+
+
+def _fingerprint(data: pd.DataFrame) -> str:
+    columns = [data[name].tolist() for name in ("prompt", "chosen", "rejected", "weight") if name in data]
+    digest = hashlib.sha256()
+    for row in zip(*columns, strict=True):
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()[:16]
 
 
 def _rows_of(data: pd.DataFrame, ids: pd.Series) -> pd.DataFrame:

@@ -8,9 +8,11 @@ from each other's present outputs. A round may have a radius of its own; that is
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow
 
 from sgpo_lib.params import METHODS, Params, ShiftRule, default_of, load_params
 from sgpo_lib.preferences import local_file
@@ -35,6 +38,7 @@ _SHARED = ["model", "data", "beta", "generation", "gold"]
 _JUDGE_REACHED_BY = tuple(
     f"judge.{name}." for name in ("url", "max_concurrency", "api_key_variable", "price_per_million", "max_tokens_name")
 )
+_LABEL = re.compile(r"[A-Za-z0-9._+-]{1,100}")
 _PACKAGES = ["sgpo-lib", "torch", "transformers", "trl", "peft", "numpy", "pandas", "scipy", "alpaca-eval"]
 
 
@@ -81,7 +85,7 @@ class Run:
         params_file: str | Path,
         seed: int = 0,
         method: str = "ssapo",
-        overrides: dict[str, Any] | None = None,
+        overrides: dict[str, Any] | str | None = None,
     ) -> "Run":
         """Read the params and find the run's folder; creates nothing.
 
@@ -93,11 +97,16 @@ class Run:
 
         Raises
         ------
-        ValueError : also if there is no such method.
+        ValueError : also if there is no such method, or its label is no part of a folder's name.
         """
-        preset = method.split("+")[0]
+        preset, plus, label = method.partition("+")
         if preset not in METHODS:
             raise ValueError(f"There is no method {preset!r}; there are: {', '.join(METHODS)}.")
+        if plus and not _LABEL.fullmatch(label):
+            raise ValueError(
+                f"{method!r}: a label names a folder, so it is made of letters, digits and . _ + - alone, such as "
+                f"'{preset}+radius-0.03'."
+            )
         if preset == "dpo" and method != "dpo":
             raise ValueError(f"{method!r}: the seed is shared by all methods, so that dpo can have no label.")
         run = cls(load_params(params_file, overrides, preset), int(seed), method)
@@ -268,8 +277,11 @@ class Step:
         FileNotFoundError : if an input has not been made; names the notebook that makes it.
         ValueError : if an input was made with other params, or from inputs that have changed since. Other
             follower or leader params in earlier rounds are only warned of: each round may have its own.
+        ModuleNotFoundError : if a training, now or in a later step, needs an optional package that is not installed.
         """
         _check_all(self.inputs, self.round or 0)
+        if self.name != "evaluation":
+            _check_packages(self.run.params)
         self._outputs.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record_file.unlink(missing_ok=True)
@@ -339,10 +351,15 @@ class Step:
         return json.loads(path.read_text()) if path.suffix == ".json" else path
 
     def save(self, artefact: str, value: pd.DataFrame | dict) -> Path:
-        """Write a table (.parquet) or a dict (.json), whole or not at all."""
+        """Write a table (.parquet) or a dict (.json), whole or not at all.
+
+        Raises
+        ------
+        ValueError : naming the columns that Parquet cannot hold.
+        """
         with self.replacing(artefact) as path:
             if isinstance(value, pd.DataFrame):
-                value.to_parquet(path, index=False)
+                _to_parquet(value, path)
             else:
                 path.write_text(json.dumps(value, indent=2) + "\n")
         return self.folder / artefact
@@ -491,6 +508,36 @@ def _hash(path: Path) -> str:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _check_packages(params: Params) -> None:
+    missing = {
+        package: f"{section}.{'optim' if package == 'bitsandbytes' else 'report_to'}"
+        for section, training in (("seed_dpo", params.seed_dpo), ("leader", params.leader))
+        for package in sorted(training.packages)
+        if importlib.util.find_spec(package) is None
+    }
+    if missing:
+        needed = ", ".join(f"{package} ({key})" for package, key in missing.items())
+        raise ModuleNotFoundError(f"Not installed, but asked for: {needed}. Install it, or ask for something else.")
+
+
+def _to_parquet(table: pd.DataFrame, path: Path) -> None:
+    try:
+        table.to_parquet(path, index=False)
+    except (pyarrow.ArrowException, ValueError, TypeError, OverflowError) as error:
+        unfit = [repr(name) for name in table if not _fits_parquet(table[name])]
+        raise ValueError(
+            f"{path.parent}: Parquet cannot hold column {', '.join(unfit)} of a table to be saved there ({error})."
+        ) from error
+
+
+def _fits_parquet(column: pd.Series) -> bool:
+    try:
+        pyarrow.array(column, from_pandas=True)
+    except (pyarrow.ArrowException, ValueError, TypeError, OverflowError):
+        return False
+    return True
 
 
 def _from_parquet(path: Path) -> pd.DataFrame:

@@ -7,10 +7,10 @@ Variants with the same params file and method are the same runs in every study, 
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sgpo_lib.params import METHODS, find_file
+from sgpo_lib import strict_yaml
+from sgpo_lib.params import METHODS, as_overrides, find_file
 from sgpo_lib.run import Run
 
 
@@ -24,6 +24,8 @@ class Variant(BaseModel):
     group: str = Field("", description="variants of one group are compared with that group's baselines")
     params: str = Field("", description="a params file of its own, where the seed differs too")
     overrides: dict[str, Any] = {}
+
+    _accept_text = field_validator("overrides", mode="before")(as_overrides)
 
 
 class Study(BaseModel):
@@ -89,14 +91,16 @@ def find_study(path: str | Path) -> Study:
     FileNotFoundError, ValueError : naming the file and what is wrong with it.
     """
     found = find_file(Path(path), "study")
+    values = strict_yaml.read(found)
     try:
-        values = yaml.safe_load(found.read_text())
         return Study(name=found.stem, **values)
-    except (ValidationError, yaml.YAMLError, TypeError) as error:
+    except (ValidationError, TypeError) as error:
         raise ValueError(f"{found} is not a study: {error}") from None
 
 
-def study_of(params_file: str, seeds: list[int], methods: list[str], overrides: dict[str, Any] | None = None) -> Study:
+def study_of(
+    params_file: str, seeds: list[int], methods: list[str], overrides: dict[str, Any] | str | None = None
+) -> Study:
     """Make the study that has no file: methods with the same params and overrides, compared with the first one."""
-    variants = [Variant(method=method, overrides=overrides or {}) for method in methods]
+    variants = [Variant(method=method, overrides=overrides) for method in methods]
     return Study(name=Path(params_file).stem, params=params_file, seeds=seeds, baselines=methods[:1], variants=variants)

@@ -239,6 +239,15 @@ def test_cut_prompts_of_labelled_pairs_keep_their_whole_responses(policy, prompt
     assert cut["chosen_ids"].tolist() == whole["chosen_ids"].tolist()
 
 
+def test_labelled_pairs_too_long_to_train_on_are_refused_before_any_is_scored(policy, prompts, monkeypatch):
+    pairs = prompts.assign(chosen="Yes. " * 50, rejected="No.")
+    monkeypatch.setattr(annotation, "sequence_log_probs", None)
+    with pytest.raises(
+        ValueError, match=rf"{len(pairs)} of {len(pairs)} labelled pairs are longer than seed_dpo\.max_len"
+    ):
+        annotation.encode_pairs(policy, pairs, max_prompt_length=64, max_length=96)
+
+
 def test_rescoring_brings_pairs_up_to_the_present_policy(policy, responses):
     pairs = annotation.with_margins(annotation.rank(responses, by="implicit_reward"))
     np.testing.assert_allclose(annotation.rescore(policy, pairs, BETA)["margin"], pairs["margin"], atol=1e-4)

@@ -1,11 +1,15 @@
 """Params: what the shipped files say, and that every mistake is named where it was made."""
 
 import json
+import re
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 import yaml
 
+from sgpo_lib import params
 from sgpo_lib.params import METHODS, LoraParams, load_params
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +40,17 @@ def write(tmp_path):
 # --- the shipped files
 
 # What a newcomer's file can do without: rivals, studies and other data than a file.
-_OPTIONAL = {"split", "seed_selection", "label_noise", "n_calibration", "n_pieces", "group_size", "engine", "bad_rows"}
+_OPTIONAL = {
+    "split",
+    "revision",
+    "seed_selection",
+    "label_noise",
+    "n_calibration",
+    "n_pieces",
+    "group_size",
+    "engine",
+    "bad_rows",
+}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -185,8 +199,73 @@ def test_file_without_sections_says_what_it_must_hold(write, text):
 
 
 def test_invalid_yaml_is_named_with_its_line(write):
-    with pytest.raises(ValueError, match=r"(?s)mine\.yaml is not valid YAML.*line 2"):
+    with pytest.raises(ValueError, match=r"(?s)mine\.yaml cannot be read: it is not valid YAML.*line 2"):
         load_params(write("beta: 0.1\nmodel: {name_or_path: x\ndata: 3\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("beta: 0.1\nbeta: 0.2\n", "'beta' is given on line 1 and again on line 2"),
+        ("data: {n_seed: 1}\nbeta: 1\ndata: {}\n", "'data' is given on line 1 and again on line 3"),
+        ("data:\n  n_seed: 010\n", "'n_seed' is 010 on line 2"),
+        ("data:\n  n_prompts: [8, 010]\n", "'n_prompts' is 010 on line 2"),
+        ("beta: 1:30\n", "'beta' is 1:30 on line 1"),
+        ("beta: &a {x: *a}\n", "recursive"),
+        ("beta: !!int x\n", "invalid literal"),
+        ("beta: !!bool x\n", "does not fit its tag"),
+        ("[" * 2000, "nested too deeply"),
+    ],
+    ids=["twice", "section twice", "octal", "octal in a list", "base 60", "recursive", "int", "bool", "deep"],
+)
+def test_yaml_that_would_be_read_otherwise_than_it_looks_is_refused(write, text, named):
+    with pytest.raises(ValueError, match=re.escape(named)) as caught:
+        load_params(write(text))
+    assert "mine.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("written", ["yes", "on", "true", "2024-01-01"])
+def test_a_word_for_a_number_is_refused_with_key_and_line(write, written):
+    text = f"beta: {written}\n" + yaml.safe_dump(MINIMAL)
+    with pytest.raises(ValueError, match=rf"(?i)'beta' is '?{written}'?: .*\(line 1 of mine\.yaml\)"):
+        load_params(write(text))
+
+
+@pytest.mark.parametrize("written", ["yes", "on", "true"])
+def test_a_word_for_a_switch_is_understood(write, written):
+    text = yaml.safe_dump(MINIMAL).replace("data:", f"data:\n  reshuffle: {written}")
+    assert load_params(write(text)).data.reshuffle is True
+
+
+def test_file_that_is_not_utf8_is_named(write):
+    path = write()
+    path.write_bytes(path.read_bytes() + "# Schlüssel\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"mine\.yaml is not UTF-8 text"):
+        load_params(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("leader.lr_scheduler_type", "cosin"), ("seed_dpo.optim", "adamw_torsh"), ("leader.report_to", ["tensorbord"])],
+)
+def test_names_that_the_trainer_would_refuse_after_all_annotation_are_refused_at_once(key, value):
+    with pytest.raises(ValueError, match=rf"'{key}.*input should be '"):
+        load_params(EMBEDDED, {key: value})
+
+
+def test_schedulers_optimizers_and_trackers_are_those_of_transformers():
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+    from transformers.trainer_utils import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    assert set(params.SCHEDULERS) <= {kind.value for kind in SchedulerType}
+    assert {*params.OPTIMIZERS, *params.BITSANDBYTES_OPTIMIZERS} <= {name.value for name in OptimizerNames}
+    assert set(get_args(params.Tracker)) - {"none", "all"} <= set(INTEGRATION_TO_CALLBACK)
+
+
+def test_answers_that_could_be_too_long_to_train_on_are_refused_before_any_is_sampled():
+    with pytest.raises(ValueError, match=r"leader\.max_length 100 is less than .* = 192"):
+        load_params(EMBEDDED, {"leader.max_length": 100})
 
 
 def test_section_given_as_a_single_value_is_named(write):
@@ -220,6 +299,20 @@ def test_overrides_reach_into_sections_and_leave_the_rest(write):
     assert changed.n_rounds == 2
     differing = {key for key, value in changed.flat().items() if plain.flat().get(key) != value}
     assert {key for key in differing if not key.startswith("model.lora")} == set(changes) - {"model.lora.r"}
+
+
+@pytest.mark.parametrize(
+    "text", ['{"follower.radius": 0.03, "beta": 2e-1}', "{follower.radius: 0.03, beta: 0.2}"], ids=["JSON", "YAML"]
+)
+def test_overrides_may_be_text_as_papermill_hands_it_on(text):
+    assert load_params(EMBEDDED, text) == load_params(EMBEDDED, {"follower.radius": 0.03, "beta": 0.2})
+    assert load_params(EMBEDDED, "") == load_params(EMBEDDED)
+
+
+@pytest.mark.parametrize("overrides", ["follower.radius", "[1]", "{1: 2}", "{", '{"beta": 1, "beta": 2}', ["beta"]])
+def test_overrides_that_are_no_keys_with_values_are_refused(overrides):
+    with pytest.raises(ValueError, match="overrides "):
+        load_params(EMBEDDED, overrides)
 
 
 def test_an_adapter_can_be_switched_off_by_an_override():
@@ -276,6 +369,13 @@ def test_extending_what_is_not_there_is_named(write):
     path = write()
     path.write_text("extends: nothing.yaml\n")
     with pytest.raises(ValueError, match=r"extends 'nothing\.yaml'.*no such file"):
+        load_params(path)
+
+
+def test_files_that_extend_each_other_are_named(write):
+    path = write("extends: other.yaml\n")
+    path.with_name("other.yaml").write_text("extends: mine.yaml\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml extends itself: .*mine\.yaml extends .*other\.yaml extends "):
         load_params(path)
 
 
@@ -336,3 +436,46 @@ def test_missing_file_is_named_with_those_there_are(write, monkeypatch, working_
     monkeypatch.chdir(root / working_folder)
     with pytest.raises(FileNotFoundError, match=r"params/yours\.yaml.*There are: mine\.yaml"):
         load_params("params/yours.yaml")
+
+
+# --- a thousand damaged files
+
+
+def test_a_damaged_file_is_read_or_refused_by_name(write):
+    path = write(beta=0.1, generation={"temperature": 0.7}, follower={"support": {"rule": "range", "tau": 0.1}})
+    whole, rng, refusals = path.read_bytes(), np.random.default_rng(0), []
+    snippets = [
+        b"\xff",
+        b"\xc3",
+        b"\x00",
+        b"\\ud800",
+        b"\t",
+        b": ",
+        b"- ",
+        b"&a ",
+        b"*a",
+        b"{",
+        b"]",
+        b"'",
+        b"!!int ",
+        b"0x",
+    ]
+    for _ in range(1000):
+        content = bytearray(whole)
+        for _ in range(rng.integers(1, 4)):
+            start = int(rng.integers(len(content)))
+            kind = rng.integers(3)
+            if kind == 0:
+                content[start : start + int(rng.integers(1, 30))] = b""
+            elif kind == 1:
+                content[start:start] = snippets[rng.integers(len(snippets))]
+            else:
+                stop = start + int(rng.integers(1, 80))
+                content[start:start] = content[start:stop]
+        path.write_bytes(content)
+        try:
+            load_params(path)
+        except ValueError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 500
+    assert all("mine.yaml" in refusal.encode().decode() for refusal in refusals)

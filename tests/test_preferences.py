@@ -15,6 +15,7 @@ from sgpo_lib.params import DataParams
 from sgpo_lib.prompt_pool import builtin_prompts
 
 REAL_PAIRS = Path(__file__).parents[2] / "shared" / "data" / "gpt4_preferences_short.jsonl"
+COMMIT = "0123456789abcdef" * 2 + "01234567"
 NOBODY_LISTENS = "http://127.0.0.1:9"
 
 PLAIN = {"prompt": "Hello?", "chosen": "Hi!", "rejected": "Go away."}
@@ -125,9 +126,9 @@ def test_conversations_keep_all_their_turns(tmp_path):
 
 
 def test_plain_extra_columns_are_kept_and_others_left_out(tmp_path):
-    data = load_rows(tmp_path, [PLAIN | {"chosen_model": "a", "score": 1.5, "history": [1, 2]}])
+    data = load_rows(tmp_path, [PLAIN | {"chosen_model": "a", "score": 1.5, "ratings": [1, 2]}])
     assert data.loc[0, ["chosen_model", "score"]].to_list() == ["a", 1.5]
-    assert "history" not in data
+    assert "ratings" not in data
 
 
 def test_extra_columns_of_mixed_kinds_are_left_out_as_no_file_could_hold_them(tmp_path):
@@ -167,6 +168,81 @@ def test_ties_are_left_out_and_counted(tmp_path):
     assert data.attrs["n_ties"] == 1
 
 
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        ({"input": "Tea."}, [user("Translate:\nTea.")]),
+        ({"input": " ", "system": None, "history": []}, [user("Translate:")]),
+        ({"system": "Be kind."}, [{"role": "system", "content": "Be kind."}, user("Translate:")]),
+        ({"history": [["Hello?", "Hi!"]]}, [user("Hello?"), assistant("Hi!"), user("Translate:")]),
+    ],
+    ids=["input", "nothing", "system", "history"],
+)
+@pytest.mark.parametrize(
+    "labels", [{}, {"chosen": "A", "rejected": "B"}, {"output_1": "A", "output_2": "B", "preference": 1}]
+)
+def test_what_alpacas_rows_keep_beside_the_instruction_is_joined_to_the_prompt(tmp_path, beside, expected, labels):
+    data = load_rows(tmp_path, [{"instruction": "Translate:"} | beside | labels])
+    assert data["prompt"][0] == expected
+    assert not {"input", "system", "history"} & set(data)
+
+
+def test_a_system_message_joins_a_conversation_once(tmp_path):
+    turns = [user("Hello?"), assistant("Hi!")]
+    row = {"chosen": turns, "rejected": [turns[0], assistant("Go away.")], "system": "Be kind."}
+    (prompt,) = load_rows(tmp_path, [row])["prompt"]
+    assert [message["role"] for message in prompt] == ["system", "user"]
+    with_system = {"prompt": prompt, "chosen": "Hi!", "rejected": "Go away.", "system": "Be kind."}
+    assert load_rows(tmp_path, [with_system])["prompt"][0] == prompt
+
+
+def test_transcripts_are_read_as_messages_and_the_prompt_is_not_trained_twice(tmp_path):
+    transcript = "\n\nHuman: Hello?\n\nAssistant: Hi!\n\nHuman: How are you?\n\nAssistant:"
+    answers = {"chosen": f"{transcript} Well.", "rejected": f"{transcript} Bad."}
+    expected = [[user("Hello?"), assistant("Hi!"), user("How are you?")], "Well.", "Bad."]
+    for row in (
+        answers,
+        answers | {"prompt": transcript},
+        {"prompt": transcript, "chosen": "Well.", "rejected": "Bad."},
+    ):
+        assert load_rows(tmp_path, [row]).loc[0, ["prompt", "chosen", "rejected"]].to_list() == expected
+
+
+def test_answers_that_may_repeat_the_prompt_are_given_as_messages(tmp_path):
+    code = "def add(a, b):"
+    row = {"prompt": code, "chosen": [assistant(f"{code} a + b")], "rejected": [assistant(f"{code} a")]}
+    assert load_rows(tmp_path, [row])["chosen"][0] == f"{code} a + b"
+
+
+def test_a_weight_is_kept_as_the_losss(tmp_path):
+    data = load_rows(tmp_path, [PLAIN | {"weight": 0}, PLAIN | {"weight": 2.5}])
+    assert preferences.loss_weights(data).to_list() == [0, 2.5]
+    assert preferences.loss_weights(data.drop(columns="weight")).to_list() == [1, 1]
+    for weights in ([0.0, 0.0], [1.0, np.nan], [1.0, -1.0], [1.0, np.inf]):
+        with pytest.raises(ValueError, match="weight"):
+            preferences.loss_weights(data.assign(weight=weights))
+
+
+@pytest.mark.parametrize("name", ["loss_weight", "loss_slope", "margin", "flipped", "prompt_ids", "ref_chosen_logps"])
+def test_a_column_that_a_later_step_makes_is_left_out_with_a_warning_and_others_stay(tmp_path, name):
+    with pytest.warns(UserWarning, match=f"left out columns '{name}'"):
+        data = load_rows(tmp_path, [PLAIN | {name: 7, "slope": 3}])
+    assert data["slope"].to_list() == [3]
+    assert name not in data
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**100), [1]])
+def test_extra_values_that_parquet_cannot_hold_are_left_out_with_a_warning(tmp_path, value):
+    with pytest.warns(UserWarning, match="left out columns 'note'"):
+        assert "note" not in load_rows(tmp_path, [PLAIN | {"note": value}])
+
+
+def test_half_a_surrogate_pair_in_an_extra_column_is_replaced(tmp_path):
+    data = load_rows(tmp_path, [PLAIN | {"note": "a\ud83d"}])
+    assert data["note"].to_list() == ["a\ufffd"]
+    data.to_parquet(tmp_path / "kept.parquet")
+
+
 # --- bad input
 
 
@@ -181,6 +257,17 @@ def test_ties_are_left_out_and_counted(tmp_path):
         (PLAIN | {"chosen": " \n"}, "chosen: empty text"),
         (PLAIN | {"chosen": "\ud83d"}, "chosen: not valid Unicode"),
         (PLAIN | {"chosen": "Go away."}, "rejected: must differ from chosen"),
+        (PLAIN | {"weight": -1}, "weight: expected a finite number of at least 0"),
+        (PLAIN | {"weight": float("nan")}, "weight: expected a finite number of at least 0"),
+        (PLAIN | {"context": "x"}, "context: may belong to the prompt"),
+        (PLAIN | {"input": 7}, "input: expected valid text, got 7"),
+        (PLAIN | {"history": "x"}, "history: expected a list of [user's text, assistant's text]"),
+        (PLAIN | {"prompt": [user("A"), assistant("B"), user("C")], "input": "x"}, "history, input: stand beside"),
+        (PLAIN | {"prompt": [{"role": "system", "content": "A"}, user("B")], "system": "C"}, "system: differs"),
+        (
+            {"prompt": "How are you?", "chosen": "How are you? Well.", "rejected": "How are you? Bad."},
+            "chosen, rejected: both repeat the prompt",
+        ),
         (PLAIN | {"prompt": [{"role": "human", "content": "Hello?"}]}, "prompt: role must be one of"),
         (PLAIN | {"prompt": [user("Hello?"), assistant("Hi!")]}, "prompt: roles must be"),
         (PLAIN | {"prompt": [user("Hello?"), user("Hello?")]}, "prompt: roles must be"),
@@ -248,6 +335,38 @@ def test_other_file_types_are_refused(tmp_path):
         preferences.load(str(tmp_path / "data.csv"))
 
 
+@pytest.mark.filterwarnings("ignore:.*left out:UserWarning", "ignore:.*white space:UserWarning")
+@pytest.mark.parametrize("bad_rows", ["raise", "drop"])
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
+def test_a_damaged_file_is_read_and_can_be_kept_or_is_refused_by_name(tmp_path, name, bad_rows):
+    values = ["\ud83d", "", None, True, 7, -0.5, 2**70, float("nan"), [], {}, ["a", "b"], [user("A?")], "\n\nHuman: A?"]
+    values += [[user("A?"), assistant("B.")], "\n\nHuman: A?\n\nAssistant: B.", [["A?", "B."]], {"role": "user"}]
+    fields = ["prompt", "instruction", "input", "system", "history", "chosen", "rejected", "output_1", "output_2"]
+    fields += ["preference", "weight", "note", "loss_weight", "prompt_id", "", "\udc00", "self"]
+    rng, path = np.random.default_rng(0), tmp_path / name
+    for i in range(250):
+        rows = [PLAIN | {"prompt": f"Question {j}?", "weight": 1, "note": "x"} for j in range(3)]
+        for _ in range(rng.integers(1, 4)):
+            row, field = rows[rng.integers(3)], fields[rng.integers(len(fields))]
+            row.pop(field, None) if rng.random() < 0.2 else row.update({field: values[rng.integers(len(values))]})
+        lines = [json.dumps(row) for row in rows]
+        content = bytearray(("\n".join(lines) if name == "data.jsonl" else f"[{','.join(lines)}]").encode())
+        if i % 2:
+            start = int(rng.integers(len(content)))
+            content[start : start + int(rng.integers(0, 9))] = [b"", b"\xff", b"\\ud800", b"[" * 9999, b"9" * 5000][
+                i % 5
+            ]
+        path.write_bytes(content)
+        try:
+            data = preferences.load(str(path), bad_rows=bad_rows)
+        except ValueError as error:
+            refused = str(error)
+        else:
+            data.to_parquet(tmp_path / "kept.parquet")
+            refused = name
+        assert name in refused, content
+
+
 # --- the hub, as far as it can be tested without one
 
 
@@ -278,14 +397,18 @@ def test_cached_dataset_loads_offline(tmp_path, monkeypatch, empty_cache):
     made = tmp_path / "made"
     datasets.load_dataset("json", data_files=write_jsonl(tmp_path / "d.jsonl", [PLAIN]), cache_dir=str(made))
     (origin,) = (path.parent for path in made.glob("json/*/*/*/dataset_info.json"))
-    cached = empty_cache / "owner___pairs" / "default" / "0.0.0" / "abc"
+    cached = empty_cache / "owner___pairs" / "default" / "0.0.0" / COMMIT
     shutil.copytree(origin, cached)
     (cached / "json-train.arrow").rename(cached / "pairs-train.arrow")
     info = json.loads((cached / "dataset_info.json").read_text())
     info |= {"config_name": "default", "dataset_name": "pairs"}
     (cached / "dataset_info.json").write_text(json.dumps(info))
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", NOBODY_LISTENS)
-    assert preferences.load("owner/pairs")["chosen"].to_list() == ["Hi!"]
+    data = preferences.load("owner/pairs")
+    assert (data["chosen"].to_list(), data.attrs["revision"]) == (["Hi!"], COMMIT)
+    assert preferences.load("owner/pairs", revision=COMMIT).equals(data)
+    with pytest.raises(ConnectionError, match=f"asked for at revision v1.*the local cache has {COMMIT}"):
+        preferences.load("owner/pairs", revision="v1")
 
 
 def test_offline_mode_is_restored_after_a_failure(monkeypatch, empty_cache):
@@ -351,6 +474,52 @@ def test_too_few_prompts_says_how_many_are_needed_and_there():
         preferences.split(pairs_on_shared_prompts(40, 3), 10, [20, 10], 10, shuffle_seed=0)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows[:7] + rows[8:],
+        lambda rows: rows[::-1],
+        lambda rows: [row | {"chosen": "Another."} if row is rows[7] else row for row in rows],
+        lambda rows: [row | {"weight": 2.0} for row in rows],
+    ],
+    ids=["a row less", "order", "a label", "weights"],
+)
+def test_data_that_has_changed_since_the_seed_was_drawn_is_refused(tmp_path, change):
+    params = DataParams(source="data.jsonl", n_seed=3, n_prompts=[3], n_evaluation=4)
+    rows = [PLAIN | {"prompt": f"Question {i}?"} for i in range(12)]
+    write_jsonl(tmp_path / "data.jsonl", rows)
+    first = preferences.prepare(params, tmp_path, 0)
+    first.labelled.to_parquet(tmp_path / "prompts.parquet")
+    labelled = pd.read_parquet(tmp_path / "prompts.parquet")
+    pd.testing.assert_frame_equal(preferences.prepare(params, tmp_path, 0, labelled=labelled).seed, first.seed)
+    write_jsonl(tmp_path / "data.jsonl", change(rows))
+    with pytest.raises(ValueError, match=r"data\.jsonl is not what it was .* run notebook 01_seed_dpo again"):
+        preferences.prepare(params, tmp_path, 0, labelled=labelled)
+
+
+def test_a_later_step_asks_the_hub_for_the_commit_that_the_seed_was_drawn_from(monkeypatch):
+    asked = []
+
+    def read(source, split, revision):
+        asked.append(revision)
+        return [(f"row {i}", PLAIN | {"prompt": f"{i}?"}) for i in range(9)], COMMIT
+
+    monkeypatch.setattr(preferences, "_read_hub", read)
+    params = DataParams(source="owner/pairs", revision="v1", n_seed=3, n_prompts=[3], n_evaluation=3)
+    first = preferences.prepare(params, Path(), 0)
+    preferences.prepare(params, Path(), 0, labelled=first.labelled)
+    assert asked == ["v1", COMMIT]
+
+
+def test_prompts_that_differ_in_white_space_at_their_ends_are_one_prompt_in_every_split(tmp_path):
+    rows = [
+        PLAIN | {"prompt": f"Question {i}?{end}", "rejected": repr(end)} for i in range(8) for end in ("", " ", "\n")
+    ]
+    with pytest.warns(UserWarning, match="16 prompts differ from another in nothing but white space"):
+        splits = preferences.split(load_rows(tmp_path, rows), 3, [2], 3, shuffle_seed=0)
+    assert [len(part) for part in parts_of(splits)] == [9, 2, 9]
+
+
 def test_prompt_id_depends_on_roles_and_contents_only():
     prompt = [user("Hello?")]
     assert preferences.prompt_id(prompt) == preferences.prompt_id([{"content": "Hello?", "role": "user"}])
@@ -401,7 +570,7 @@ def test_seed_selected_by_farthest_point_is_found_again_by_its_ids_without_a_mod
         return np.array([[len(p[-1]["content"]), p[-1]["content"].count("e") + 1] for p in prompts], float)
 
     first = preferences.prepare(params, Path(), 0, embed)
-    again = preferences.prepare(params, Path(), 0, seed_ids=first.seed["prompt_id"])
+    again = preferences.prepare(params, Path(), 0, labelled=first.labelled)
     pd.testing.assert_frame_equal(again.seed, first.seed)
     pd.testing.assert_frame_equal(again.rounds[0], first.rounds[0])
     assert not set(first.seed["prompt_id"]) & set(first.rounds[0]["prompt_id"])

@@ -65,3 +65,17 @@ def test_snakemake_plans_the_whole_graph_with_the_profile(name, tmp_path):
     output = done.stdout + done.stderr
     assert done.returncode == 0, output[-4000:]
     assert set(re.findall(r"^(\w+) +\d+$", output, re.MULTILINE)) >= RULES
+
+
+def test_braces_in_a_path_are_refused_and_spaces_are_not(tmp_path):
+    for folder in ("my {run}", "my run"):
+        params_file = write_tiny_params(tmp_path / folder, tmp_path / "not loaded")
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "--dry-run"]
+        done = subprocess.run(
+            [*command, "--directory", str(tmp_path), "--config", f"params={params_file}"],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode == 0) == ("{" not in folder), done.stdout + done.stderr
+        assert ("reads braces in a path as a wildcard" in done.stdout + done.stderr) == ("{" in folder)

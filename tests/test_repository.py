@@ -110,3 +110,33 @@ def test_no_tracked_text_names_a_folder_of_one_persons_machine():
         if b"\0" not in content:
             found += [f"{name}: {match}" for match in personal.findall(content.decode())]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("goal", "variables", "handed_on"),
+    [
+        (
+            "reproduce",
+            ["PARAMS=params/my run's.yaml", "SEEDS=0,1"],
+            "params=params/my run's.yaml|seeds=0,1|methods=ssapo",
+        ),
+        ("figures", ["PARAMS=params/my run's.yaml"], "params=params/my run's.yaml|seeds=0|methods=ssapo"),
+        ("study", ["NAME=my study"], "study=params/studies/my study.yaml|threads=1"),
+        ("plan", ["PARAMS=params/my run's.yaml"], "sgpo_lib.plan|params/my run's.yaml"),
+    ],
+)
+def test_make_hands_on_names_with_spaces_and_quotes_whole(tmp_path, goal, variables, handed_on):
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("pyproject.toml", "constraints.txt", ".venv/.complete"):
+        (tmp_path / name).touch()
+    for name in ("snakemake", "python"):
+        (programs / name).write_text('#!/bin/sh\nprintf "%s|" "$@" > handed_on\n')
+        (programs / name).chmod(0o755)
+    for folder in ("my run's", "studies/my study"):
+        (tmp_path / "figures" / folder).mkdir(parents=True)
+        (tmp_path / "figures" / folder / "summary.md").write_text("summary")
+    done = subprocess.run(["make", goal, *variables], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "handed_on").read_text().endswith(f"{handed_on}|")

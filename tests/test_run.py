@@ -327,8 +327,9 @@ def test_unwritable_table_leaves_the_previous_one(open_run):
     step = open_run().step("seed_dpo").begin()
     step.save("pairs.parquet", pd.DataFrame({"x": [1]}))
     before = (step.folder / "pairs.parquet").read_bytes()
-    with pytest.raises(Exception, match=r"(?i)convert|mixed|type"):
-        step.save("pairs.parquet", pd.DataFrame({"x": [1, "one", {"a": 1}]}))
+    for cell in (1, 2**100):
+        with pytest.raises(ValueError, match=r"cannot hold column 'y'.*(?i:convert|mixed|type|encode)"):
+            step.save("pairs.parquet", pd.DataFrame({"x": [1, 2], "y": [cell, {"a": 1} if cell == 1 else cell]}))
     assert (step.folder / "pairs.parquet").read_bytes() == before
     assert len(list(step.folder.iterdir())) == 1
 
@@ -451,6 +452,32 @@ def test_json_artefacts_return_as_they_were(open_run):
     run = open_run()
     make_all(run)
     assert run.step("evaluation").load("summary.json") == {"x": 0}
+
+
+# --- refused before anything is made
+
+
+@pytest.mark.parametrize("label", ["", "../../../x", "a/b", "a b", "{a}", "a\n"])
+def test_a_label_that_is_no_part_of_a_folders_name_is_refused(open_run, label):
+    with pytest.raises(ValueError, match="a label names a folder"):
+        open_run(method=f"ssapo+{label}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seed_dpo__report_to", "wandb"), ("leader__optim", "adamw_8bit"), ("leader__report_to", ["mlflow"])],
+)
+def test_a_training_that_needs_a_package_that_is_missing_is_refused_before_the_first_step(
+    open_run, monkeypatch, key, value
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=re.escape(key.replace("__", "."))):
+        open_run(**{key: value}).step("seed_dpo").begin()
+
+
+def test_overrides_may_be_text(open_run, tmp_path):
+    path = tmp_path / "params" / "small.yaml"
+    assert Run.open(path, overrides='{"follower.radius": 0.5}').params.follower.radius == 0.5
 
 
 # --- seeds and folders

@@ -156,3 +156,11 @@ def test_methods_side_by_side_are_a_study_without_a_file():
     study = study_of("params/study.yaml", [0, 1], ["spa", "ssapo"], {"beta": 0.2})
     assert isinstance(study, Study)
     assert study.variants[1] == Variant(method="ssapo", overrides={"beta": 0.2})
+    assert study_of("params/study.yaml", [0, 1], ["spa", "ssapo"], '{"beta": 0.2}') == study
+
+
+def test_a_study_file_with_a_key_twice_is_refused(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("params: p.yaml\nseeds: [0]\nvariants: [{method: dpo}]\nseeds: [1]\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml.*'seeds' is given on line 2 and again on line 4"):
+        find_study(path)
