@@ -256,9 +256,11 @@ def _answering_memory(params: Params, shape: Shape, lengths: Lengths) -> dict[st
     rows, width, vocab = params.generation.batch_size, shape.dtype.itemsize, shape.config.vocab_size
     full = shape.params.lora is None
     scored = max(1024, lengths.max_response)  # positions whose logits scoring holds at once
+    widened = not full and params.model.scoring_dtype == "float32" and width < 4
     return {
-        "weights": shape.total * width if full else shape.frozen_bytes + shape.trainable * 4,
-        "SFT copy": shape.total * width if full else 0,
+        "weights": shape.total * 4 if full else shape.frozen_bytes + shape.trainable * 4,
+        "SFT copy": shape.total * 4 if full else 0,
+        "float32 copy for scoring": (shape.total - shape.trainable) * 4 if widened else 0,
         "KV cache": rows * (lengths.max_prompt + lengths.max_response) * shape.cache_bytes,
         "activations": shape.passing_bytes(max(rows * lengths.max_prompt, scored)),
         "logits": max(16 * rows, (width + 8) * scored) * vocab,

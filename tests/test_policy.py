@@ -287,16 +287,16 @@ def test_policy_switches_between_weights_and_back_to_sft_exactly(tiny_model, tmp
 @pytest.mark.parametrize("response", ["Bread rises.", "", "  two\nlines  ", "naïve 😀"])
 def test_given_response_is_encoded_up_to_the_stop_token(sft, response):
     (prompt_ids,) = sft.encode_prompts(PROMPTS[:1])
-    ids = sft.encode_response(PROMPTS[0], response, prompt_ids)
+    _, (ids,) = sft.encode_turns(PROMPTS[0], prompt_ids, [response])
     assert ids[-1] in sft.stop_tokens
     assert sft.tokenizer.decode(ids[:-1]) == response
 
 
 def test_sampled_and_finished_response_is_encoded_as_it_was_sampled(sft):
     (prompt_ids,) = sft.encode_prompts(PROMPTS[:1])
-    ids = sft.encode_response(PROMPTS[0], "What is the best part?", prompt_ids)
+    _, (ids,) = sft.encode_turns(PROMPTS[0], prompt_ids, ["What is the best part?"])
     text = sft.tokenizer.decode(ids, skip_special_tokens=True)
-    assert sft.encode_response(PROMPTS[0], text, prompt_ids) == ids
+    assert sft.encode_turns(PROMPTS[0], prompt_ids, [text]) == (prompt_ids, [ids])
 
 
 def test_conversations_are_encoded_up_to_where_the_assistant_starts(sft):
