@@ -479,8 +479,8 @@ def choose_device(device: str) -> str:
     if not usable.get(device.partition(":")[0], True):
         built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         raise RuntimeError(
-            f"model.device is {device!r}, but torch {torch.__version__}, built {built}, finds none here. Use a machine "
-            "that has one and a torch that is built for it, or set model.device: cpu (slow for large models)."
+            f"The device is to be {device!r}, but torch {torch.__version__}, built {built}, finds none here. Use a "
+            "machine that has one and a torch that is built for it, or set model.device: cpu (slow for large models)."
         )
     if device != "auto":
         return device
