@@ -252,17 +252,17 @@ def memory(
 
 
 def _answering_memory(params: Params, shape: Shape, lengths: Lengths) -> dict[str, float]:
-    """Nothing is sharded here, and full fine-tuning keeps the SFT model beside the policy."""
-    rows, width, vocab = params.generation.batch_size, shape.dtype.itemsize, shape.config.vocab_size
-    full = shape.params.lora is None
+    """Nothing is sharded here. With all weights trained, the SFT model waits in host memory, and all is float32."""
+    rows, vocab, full = params.generation.batch_size, shape.config.vocab_size, shape.params.lora is None
+    width = 4 if full else shape.dtype.itemsize
+    wider = width / shape.dtype.itemsize
     scored = max(1024, lengths.max_response)  # positions whose logits scoring holds at once
-    widened = not full and params.model.scoring_dtype == "float32" and width < 4
+    widened = params.model.scoring_dtype == "float32" and width < 4
     return {
         "weights": shape.total * 4 if full else shape.frozen_bytes + shape.trainable * 4,
-        "SFT copy": shape.total * 4 if full else 0,
         "float32 copy for scoring": (shape.total - shape.trainable) * 4 if widened else 0,
-        "KV cache": rows * (lengths.max_prompt + lengths.max_response) * shape.cache_bytes,
-        "activations": shape.passing_bytes(max(rows * lengths.max_prompt, scored)),
+        "KV cache": rows * (lengths.max_prompt + lengths.max_response) * shape.cache_bytes * wider,
+        "activations": wider * shape.passing_bytes(max(rows * lengths.max_prompt, scored)),
         "logits": max(16 * rows, (width + 8) * scored) * vocab,
     }
 

@@ -138,20 +138,21 @@ class Policy:
         """Give the policy, or the SFT model, in `params.scoring_dtype`; afterwards its weights are as before.
 
         An implicit reward is a small difference of large log-probabilities, and takes their rounding with it.
+        Where all weights are trained, policy and SFT model take turns on the device.
         """
-        with self.reference() if reference else contextlib.nullcontext(self.model) as model:
-            narrow = {}
-            if self.params.scoring_dtype == "float32":
-                narrow = {p: p.data for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
-            try:
-                with torch.inference_mode(False):  # tensors made under it could not be trained later
-                    for parameter, weights in narrow.items():
-                        parameter.data = weights.float()
+        device, has_copy = self.device, reference and self.params.lora is None
+        if has_copy:
+            _move(self.model, torch.device("cpu"))
+        try:
+            with (
+                self.reference() if reference else contextlib.nullcontext(self.model) as model,
+                _in_float32(model) if self.params.scoring_dtype == "float32" else contextlib.nullcontext(),
+            ):
                 yield model
-            finally:
-                with torch.inference_mode(False):
-                    for parameter, weights in narrow.items():
-                        parameter.data = weights
+        finally:
+            if has_copy:
+                _move(self._sft, torch.device("cpu"))
+                _move(self.model, device)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[PreTrainedModel]:
@@ -164,7 +165,7 @@ class Policy:
         else:
             if self._sft is None:
                 self._sft = _load_model(_resolve(self.params.name_or_path), self.params).eval()
-            yield self._sft
+            yield self._sft.to(choose_device(self.params.device))
 
     def save(self, folder: Path) -> None:
         """Write the adapter, or the full weights, with the tokenizer; plain transformers or PEFT loads it.
@@ -310,7 +311,9 @@ def generate(
             asked = longest_first[start : start + n_at_once]
             batch = [(index, sample) for index in asked for sample in range(n_samples)]
             uniforms = np.stack([np.random.default_rng([seed, *job]).random(max_new_tokens) for job in batch])
-            inputs = _read_once(policy, _pad([prompt_ids[index] for index in asked], policy), n_samples)
+            inputs = _read_once(
+                policy, _pad([prompt_ids[index] for index in asked], policy.tokenizer, policy.device), n_samples
+            )
             sampler = _Sampler(torch.from_numpy(uniforms).to(policy.device, torch.float32), temperature)
             output = policy.model.generate(**inputs, logits_processor=[sampler])
             tokens = output[:, inputs["input_ids"].shape[1] :].tolist()
@@ -430,14 +433,14 @@ def sequence_log_probs(
             longest = max(len(response_ids[i]) for i in order[start : start + batch_size])
             batch = order[start : start + min(batch_size, max(1, _LOGIT_POSITIONS // longest))]
             longest = max(len(response_ids[i]) for i in batch)
-            inputs = _pad([[*prompt_ids[i], *response_ids[i]] for i in batch], policy)
+            inputs = _pad([[*prompt_ids[i], *response_ids[i]] for i in batch], policy.tokenizer, model.device)
             positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
             logits = model(**inputs, position_ids=positions, logits_to_keep=longest + 1, use_cache=False).logits
             logits = logits[:, :-1].float().div_(temperature)
             targets = inputs["input_ids"][:, -longest:]
             log_probs = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
-            lengths = torch.tensor([len(response_ids[i]) for i in batch], device=policy.device)
-            is_response = torch.arange(longest, 0, -1, device=policy.device) <= lengths[:, None]
+            lengths = torch.tensor([len(response_ids[i]) for i in batch], device=model.device)
+            is_response = torch.arange(longest, 0, -1, device=model.device) <= lengths[:, None]
             result[batch] = torch.where(is_response, log_probs, 0.0).sum(-1).double().cpu().numpy()
             start += len(batch)
             progress.update(len(batch))
@@ -455,7 +458,7 @@ def embed(policy: Policy, prompts: Sequence[list[dict]], max_length: int, batch_
         backbone = (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            inputs = _pad([prompt_ids[i] for i in batch], policy)
+            inputs = _pad([prompt_ids[i] for i in batch], policy.tokenizer, model.device)
             positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
             last = backbone(**inputs, position_ids=positions, use_cache=False).last_hidden_state[:, -1]
             states[batch] = last.float().cpu().numpy()
@@ -463,9 +466,11 @@ def embed(policy: Policy, prompts: Sequence[list[dict]], max_length: int, batch_
     return states
 
 
-def _pad(sequences: list[list[int]], policy: Policy) -> dict[str, torch.Tensor]:
-    inputs = policy.tokenizer.pad({"input_ids": sequences}, return_tensors="pt")
-    return {key: inputs[key].to(policy.device) for key in ("input_ids", "attention_mask")}
+def _pad(
+    sequences: list[list[int]], tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> dict[str, torch.Tensor]:
+    inputs = tokenizer.pad({"input_ids": sequences}, return_tensors="pt")
+    return {key: inputs[key].to(device) for key in ("input_ids", "attention_mask")}
 
 
 def choose_device(device: str) -> str:
@@ -728,6 +733,25 @@ from transformers import AutoModelForCausalLM
 model = PeftModel.from_pretrained(base, "path/of/this/folder")
 ```
 """
+
+
+@torch.inference_mode(False)  # what is made under it could not be trained later
+def _move(model: torch.nn.Module, device: torch.device) -> None:
+    model.to(device)
+
+
+@contextlib.contextmanager
+def _in_float32(model: torch.nn.Module) -> Iterator[None]:
+    narrow = {p: p.data for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
+    with torch.inference_mode(False):
+        for parameter, weights in narrow.items():
+            parameter.data = weights.float()
+    try:
+        yield
+    finally:
+        with torch.inference_mode(False):
+            for parameter, weights in narrow.items():
+                parameter.data = weights
 
 
 @contextlib.contextmanager

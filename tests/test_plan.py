@@ -184,13 +184,18 @@ def test_four_bit_weights_take_about_a_quarter_and_adapters_what_they_took():
     assert 3.5 < nf4.frozen_bytes / 2**30 < 4.1
 
 
-def test_answering_holds_what_its_batch_caches_and_full_fine_tuning_the_sft_model_too():
+def test_answering_holds_weights_and_what_its_batch_caches_in_float32_where_all_weights_are_trained():
     params, lengths = params_of("mistral-7b"), Lengths(1024, 300, 1024, 300)
     full = memory(params, shape_of("mistral-7b"), find_machine("H100-80GB"), lengths)["answering"]
-    keys_and_values = 2 * 32 * 8 * 128 * 2  # both, layers, heads, their width, bytes
+    keys_and_values = 2 * 32 * 8 * 128 * 4  # both, layers, heads, their width, bytes
     assert full["KV cache"] == 64 * (1024 + 300) * keys_and_values
-    assert full["SFT copy"] == full["weights"] == 2 * PUBLISHED[params.model.name_or_path]
-    assert needs("mistral-7b-lora", 1)["answering"]["SFT copy"] == 0
+    assert full["weights"] == 4 * PUBLISHED[params.model.name_or_path]
+
+
+def test_scoring_in_float32_widens_frozen_weights_of_16_bits():
+    assert needs("mistral-7b-lora", 1)["answering"]["float32 copy for scoring"] == 0
+    widened = needs("mistral-7b-lora", 1, **{"model.scoring_dtype": "float32"})["answering"]
+    assert widened["float32 copy for scoring"] == 4 * PUBLISHED[params_of("mistral-7b").model.name_or_path]
 
 
 def test_sharding_divides_weights_gradients_and_optimiser():
