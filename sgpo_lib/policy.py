@@ -5,6 +5,7 @@ Knows tokens and log-probabilities; knows nothing of judges, pairs or training.
 
 import contextlib
 import difflib
+import itertools
 import json
 import re
 import warnings
@@ -32,7 +33,6 @@ from transformers import (
     set_seed,
 )
 from transformers.utils import find_adapter_config_file
-from trl.data_utils import common_prefix_length
 
 from sgpo_lib import hub
 from sgpo_lib.embedded import EMBEDDED_MODELS, unpack
@@ -229,7 +229,8 @@ class Policy:
         ValueError : as `encode_prompts`, or if the turns share no token with the conversation.
         """
         turns = [self._encode([*prompt, {"role": "assistant", "content": response}]) for response in responses]
-        shared = min(common_prefix_length(prompt_ids, turn) for turn in turns)
+        alike = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(prompt_ids, *turns, strict=False))
+        shared = sum(1 for _ in alike)
         if not shared:
             raise ValueError(
                 f"The chat template of {self.params.name_or_path!r} writes {prompt} quite differently with an "
