@@ -21,13 +21,14 @@ def sampled_kl(policy: Policy, responses: pd.DataFrame, temperature: float) -> n
     """One-sample estimates of KL(pi || SFT) in nats per response, shape (N,); single ones can be negative.
 
     Both laws are taken at the sampling temperature, so the mean estimates the divergence of what is
-    deployed. The policy's own log-probability comes from sampling, the reference's from a scoring pass;
-    in bfloat16 the two differ by rounding, a floor of some tenths of a nat.
+    deployed. The policy's own log-probability comes from sampling where that was as exact as scoring, else from a
+    scoring pass like the reference's: rounding in bfloat16 would add a floor of some tenths of a nat.
     """
-    reference = sequence_log_probs(
-        policy, responses["prompt_ids"], responses["response_ids"], reference=True, temperature=temperature
-    )
-    return responses["sampling_log_prob"].to_numpy() - reference
+    ids = responses["prompt_ids"], responses["response_ids"]
+    own = responses["sampling_log_prob"].to_numpy()
+    if not policy.samples_as_it_scores:
+        own = sequence_log_probs(policy, *ids, temperature=temperature)
+    return own - sequence_log_probs(policy, *ids, reference=True, temperature=temperature)
 
 
 def judge(responses: pd.DataFrame, gold: GoldJudge | None, wins: np.ndarray | None = None) -> pd.DataFrame:

@@ -54,15 +54,22 @@ class ModelParams(_Section):
     name_or_path: str = Field(description="'smollm2-135m', 'gemma3-270m' (embedded), a folder, or a hub id")
     revision: str | None = None
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of frozen weights and of matrix products in training; without lora all weights are float32"
+    )
+    scoring_dtype: Literal["float32", "auto"] = Field(
+        "float32", description="of the passes that give log-probabilities, hence margins; 'auto' is that of the weights"
+    )
     attn_implementation: str | None = None
     quantization: Literal["nf4"] | None = Field(None, description="4-bit frozen weights: lora, CUDA and bitsandbytes")
     lora: LoraParams | None = Field(None, description="null trains all weights")
 
     @model_validator(mode="after")
-    def _quantized_needs_adapter(self) -> "ModelParams":
+    def _quantized_cannot_be_trained_or_widened(self) -> "ModelParams":
         if self.quantization and self.lora is None:
             raise ValueError("quantization needs model.lora: 4-bit weights cannot be trained")
+        if self.quantization and self.scoring_dtype != "auto":
+            raise ValueError("quantization needs model.scoring_dtype: auto: 4-bit weights multiply in 16 bits")
         return self
 
 

@@ -62,6 +62,19 @@ def test_shipped_file_can_be_asked_for_every_method(path):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_files_made_for_gpus_do_not_fall_back_to_the_cpu(path):
+    made_for_gpus = "80 GB GPU" in path.read_text().split("\nmodel:")[0]
+    assert load_params(path).model.device == ("cuda" if made_for_gpus else "auto")
+
+
+def test_weights_in_4_bits_cannot_be_scored_in_float32(write):
+    model = {"name_or_path": "a/b", "quantization": "nf4", "lora": {}}
+    with pytest.raises(ValueError, match=r"quantization needs model\.scoring_dtype: auto"):
+        load_params(write(model=model))
+    assert load_params(write(model=model | {"scoring_dtype": "auto"})).model.scoring_dtype == "auto"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_file_leaves_no_section_or_size_to_defaults(path):
     params, written = load_params(path), yaml.safe_load(path.read_text())
     if "extends" in written:
