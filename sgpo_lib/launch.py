@@ -81,7 +81,7 @@ def make_step(run: Run, round: int | None) -> None:
         if run.params.leader.faces_follower:
             worst = run.step("follower", round).load("worst_case.parquet")
             radius = run.step("follower", round).record()["metrics"]["radius"]
-        rows = leader.training_rows(pairs, worst, run.params.leader, run.params.beta)
+        rows = leader.training_rows(pairs, worst, run.params.leader)
         support = make_support(run.params.follower.model_dump()["support"])
         objective = leader.objective(run.params.leader, radius, support)
 
@@ -91,9 +91,7 @@ def make_step(run: Run, round: int | None) -> None:
         with step.replacing("policy") as folder:
             unfinished.rename(folder)
         step.save("training_log.parquet", log)
-        losses = {"loss_first": float(log["loss"].iloc[0]), "loss_last": float(log["loss"].iloc[-1])}
-        metrics = {"n_rows": len(rows), "n_processes": state.num_processes} | losses
-        step.finish(metrics)
+        step.finish({"n_rows": len(rows), "n_processes": state.num_processes} | leader.training_metrics(log))
     state.wait_for_everyone()
 
 

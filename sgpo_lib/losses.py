@@ -40,27 +40,3 @@ def dr_dpo_loss(margins: torch.Tensor, beta: float) -> torch.Tensor:
     """
     losses = -F.logsigmoid(margins)
     return -beta * (torch.logsumexp(-losses / beta, 0) - math.log(losses.numel()))
-
-
-def extrapolated_log_probs(
-    logits: torch.Tensor, reference_logits: torch.Tensor, labels: torch.Tensor, strength: float
-) -> torch.Tensor:
-    """Log-probabilities of sequences under a policy exaggerated away from its reference, in nats.
-
-    The exaggerated policy has the logits (1 + strength) * logits - strength * reference_logits, which Spread
-    Preference Annotation (Kim et al., ICLR 2025, arXiv 2406.04412) takes for those of a stronger policy.
-
-    Parameters
-    ----------
-    logits, reference_logits : shape (B, T, V); position t predicts token t + 1.
-    labels : shape (B, T); -100 where a token does not count.
-
-    Returns
-    -------
-    Tensor, shape (B,)
-    """
-    exaggerated = (1 + strength) * logits[:, :-1].float() - strength * reference_logits[:, :-1].float()
-    counts = labels[:, 1:] != -100
-    tokens = labels[:, 1:].clamp(min=0)
-    log_probs = exaggerated.gather(-1, tokens[..., None])[..., 0] - exaggerated.logsumexp(-1)
-    return (log_probs * counts).sum(-1)

@@ -10,10 +10,20 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticUndefined
 
 from sgpo_lib import strict_yaml
+from sgpo_lib.modes import MODES
 
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and halves of surrogate pairs
 
@@ -200,7 +210,9 @@ class TrainingParams(_Section):
     per_device_train_batch_size: Count = 8
     gradient_accumulation_steps: Count = 1
     lr_scheduler_type: Literal[SCHEDULERS] = "linear"
-    warmup_steps: float = Field(0.1, ge=0, description="below 1: share of all steps")
+    warmup_steps: float = Field(
+        0, ge=0, description="below 1: share of all steps; the first step of a warm-up trains nothing"
+    )
     max_length: Count = 1024
     max_grad_norm: Positive = 1.0
     weight_decay: float = Field(0.0, ge=0)
@@ -256,12 +268,16 @@ class FollowerParams(_Section):
     group_size: Count | None = Field(None, description="pairs G that share a budget; null: all pairs of the round")
 
 
+def _a_mode(name: str) -> str:
+    if name not in MODES:
+        raise ValueError(f"should be one of {', '.join(repr(mode) for mode in MODES)}")
+    return name
+
+
 class LeaderParams(TrainingParams):
     """The policy's update: how the worst case enters it, or which rival replaces it."""
 
-    mode: Literal[
-        "transport", "envelope", "pieces", "weights", "sgpo", "dpo", "spa", "dr-dpo", "label-smoothing", "robust", "ipo"
-    ] = Field("transport", description="the first five face the follower, the others do without")
+    mode: Annotated[str, AfterValidator(_a_mode)] = Field("transport", description="an entry of `sgpo_lib.modes.MODES`")
     reference: Literal["previous", "initial"] = "previous"
     accumulate: bool = Field(False, description="train round t on the pairs of rounds 1..t")
     label_smoothing: float = Field(
@@ -272,7 +288,7 @@ class LeaderParams(TrainingParams):
     @property
     def faces_follower(self) -> bool:
         """Whether this mode trains on a worst case."""
-        return self.mode in ("transport", "envelope", "pieces", "weights", "sgpo")
+        return MODES[self.mode].faces_follower
 
 
 class EvaluationParams(_Section):
@@ -285,22 +301,11 @@ class EvaluationParams(_Section):
 _SELF = {"annotation.judge": "implicit"}
 METHODS: dict[str, dict[str, Any]] = {
     "dpo": {},
-    "self-dpo": _SELF | {"leader.mode": "dpo"},
     "iter-dpo": {"leader.mode": "dpo", "annotation.judge": "sentiment"},
     "iter-dpo-gold": {"leader.mode": "dpo", "annotation.judge": "gold"},
     "iter-dpo-external": {"leader.mode": "dpo", "annotation.judge": "external"},
-    "spa": _SELF | {"leader.mode": "spa"},
-    "dr-dpo": _SELF | {"leader.mode": "dr-dpo"},
-    "label-smoothing": _SELF | {"leader.mode": "label-smoothing"},
-    "robust": _SELF | {"leader.mode": "robust"},
-    "ipo": _SELF | {"leader.mode": "ipo"},
-    "ssapo": _SELF | {"leader.mode": "transport"},
-    "ssapo-envelope": _SELF | {"leader.mode": "envelope", "leader.reference": "initial"},
-    "ssapo-pieces": _SELF | {"leader.mode": "pieces", "follower.n_pieces": 6},
-    "ssapo-weights": _SELF | {"leader.mode": "weights"},
-    "sgpo": _SELF | {"leader.mode": "sgpo", "leader.reference": "initial"},
-}
-"""What each method sets, as dotted overrides: the one place to add a method.
+} | {mode.method: _SELF | {"leader.mode": name} | mode.sets for name, mode in MODES.items()}
+"""What each method sets, as dotted overrides: those of leader modes as `sgpo_lib.modes` has them.
 
 `dpo` stops at the labelled seed: it has no rounds, whatever the params say. `self-dpo` trains on the
 self-labels as they are, which is SSAPO at radius 0. `iter-dpo` has the pairs ranked by an external judge that
@@ -332,10 +337,9 @@ class Params(_Section):
     def _fit_together(self) -> "Params":
         if isinstance(self.follower.radius, CalibratedRule) and not self.data.n_calibration:
             raise ValueError("follower.radius {rule: calibrated} needs labelled pairs: set data.n_calibration")
-        if self.leader.mode == "pieces" and self.follower.n_pieces is None:
-            raise ValueError("leader.mode pieces needs pieces: set follower.n_pieces (paper: 6)")
-        if self.leader.mode == "envelope" and self.follower.group_size is not None:
-            raise ValueError("leader.mode envelope needs one price for all pairs: set follower.group_size to null")
+        obstacle = MODES[self.leader.mode].obstacle(self)
+        if obstacle:
+            raise ValueError(f"leader.mode {self.leader.mode} {obstacle}")
         if self.annotation.judge in ("sentiment", "gold") and self.gold is None:
             raise ValueError(f"annotation.judge {self.annotation.judge} needs a gold user: set gold")
         longest = self.generation.max_prompt_length + self.generation.max_new_tokens

@@ -291,7 +291,7 @@ class WeightedDPOTrainer(KnownReferencesTrainer):
         missing = [column for column in LOSS_COLUMNS if column not in self._signature_columns]
         self._signature_columns = [*self._signature_columns, *missing]
 
-    def preference_loss(self, margins: torch.Tensor, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    def preference_loss(self, margins: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the loss of a batch, a scalar, given its margins, shape (B,)."""
         if self._batch_loss is not None:
             return self._batch_loss(margins)
@@ -335,7 +335,7 @@ class WeightedDPOTrainer(KnownReferencesTrainer):
         chosen_rewards = self.beta * (chosen - ref_chosen)
         rejected_rewards = self.beta * (rejected - ref_rejected)
         margins = chosen_rewards - rejected_rewards
-        loss = self.preference_loss(margins, model, inputs)
+        loss = self.preference_loss(margins, inputs)
 
         metrics = {
             "rewards/chosen": chosen_rewards,

@@ -5,14 +5,11 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given
-from hypothesis import strategies as st
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import dpo_trainer
 
-from sgpo_lib import follower
 from sgpo_lib.annotation import rescore
-from sgpo_lib.leader import train, transport_rows, with_references
+from sgpo_lib.leader import train, with_references
 from sgpo_lib.params import LoraParams, ModelParams, TrainingParams
 from sgpo_lib.policy import Policy, sequence_log_probs
 from sgpo_lib.weighted_dpo import WeightedDPOTrainer
@@ -33,41 +30,6 @@ def _pairs(n: int, rng: np.random.Generator) -> pd.DataFrame:
 def _margins(rows: pd.DataFrame) -> np.ndarray:
     gained = rows["chosen_log_prob"] - rows["ref_chosen_logps"]
     return (BETA * (gained - rows["rejected_log_prob"] + rows["ref_rejected_logps"])).to_numpy()
-
-
-@given(st.lists(st.tuples(st.sampled_from([0.0, 0.3, 1.0]), st.floats(0, 5)), min_size=1, max_size=20))
-def test_weighted_loss_over_the_rows_is_the_expected_loss_under_the_worst_case(worst):
-    moved, displacement = np.array(worst).T
-    pairs = _pairs(len(worst), np.random.default_rng(0))
-    rows = transport_rows(pairs, moved, displacement, BETA)
-    margins = _margins(pairs)
-    expected = np.mean((1 - moved) * _logistic(margins) + moved * _logistic(margins - displacement))
-    assert np.mean(rows["weight"] * _logistic(_margins(rows))) == pytest.approx(expected, rel=1e-9)
-    assert rows["weight"].mean() == pytest.approx(1)
-
-
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=20), st.floats(0, 3))
-def test_rows_of_a_real_worst_case_have_its_value(margins, radius):
-    worst = follower.worst_case(np.array(margins), radius, follower.RangeSupport(0.1))
-    pairs = pd.DataFrame({"ref_chosen_logps": -50.0, "ref_rejected_logps": -40.0}, index=range(len(margins)))
-    pairs = pairs.assign(rejected_log_prob=-45.0, chosen_log_prob=-55 + np.array(margins) / BETA)
-    rows = transport_rows(pairs, worst.moved, worst.displacement, BETA)
-    assert np.mean(rows["weight"] * _logistic(_margins(rows))) == pytest.approx(worst.value, rel=1e-9)
-
-
-def test_a_moved_row_is_its_pair_with_a_margin_lower_by_the_displacement():
-    pairs = _pairs(3, np.random.default_rng(4)).assign(prompt_id=["a", "b", "c"])
-    rows = transport_rows(pairs, np.array([0.0, 1.0, 0.25]), np.array([9.0, 2.0, 3.0]), BETA)
-    assert rows["prompt_id"].tolist() == ["a", "b", "c", "c"]
-    lower = np.array([0, 2, 0, 3])
-    np.testing.assert_allclose(_margins(rows), _margins(pairs)[[0, 1, 2, 2]] - lower, atol=1e-9)
-    np.testing.assert_allclose(rows["weight"] / rows["weight"].sum(), np.array([4, 4, 3, 1]) / 12)
-
-
-def test_an_idle_follower_leaves_plain_dpo_rows():
-    pairs = _pairs(5, np.random.default_rng(1))
-    rows = transport_rows(pairs, np.zeros(5), np.zeros(5), BETA)
-    pd.testing.assert_frame_equal(rows, pairs.assign(weight=1.0, slope=0.0))
 
 
 def test_references_are_the_answering_policy_or_the_sft_model():
@@ -223,9 +185,8 @@ def test_a_policy_can_be_trained_again_in_the_same_session(policy):
 
 
 def test_a_displaced_row_starts_at_minus_its_displacement(policy):
-    rows = transport_rows(_rows(policy), np.array([1.0] + [0.0] * 7), np.full(8, 1.6), BETA)
+    rows = _rows(policy).assign(loss_moved=[1.0] + [0.0] * 7, loss_displacement=1.6)
     log = train(policy, rows, TRAINING.model_copy(update={"per_device_train_batch_size": 8}), BETA, seed=0)
-    assert log["rewards/margins"].iloc[0] == pytest.approx(-1.6 / 8, abs=1e-3)
     assert log["loss"].iloc[0] == pytest.approx((7 * np.log(2) + _logistic(-1.6)) / 8, abs=1e-3)
 
 

@@ -166,7 +166,6 @@ class WorstCase:
             "margin": self.margins,
             "moved": self.moved,
             "displacement": self.displacement,
-            "pair_weight": self.pair_weights(),
             "price": np.full(self.margins.size, self.price),
         }
 
