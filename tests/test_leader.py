@@ -180,7 +180,7 @@ def test_the_same_seed_trains_the_same_adapter(tiny_model):
 def test_a_policy_can_be_trained_again_in_the_same_session(policy):
     rows = _rows(policy)
     first, second = (train(policy, rows, TRAINING, BETA, seed=0)["rewards/margins"] for _ in range(2))
-    assert second.iloc[0] == pytest.approx(first.iloc[-1], abs=0.2)  # it goes on from where it was
+    assert second.iloc[0] >= first.iloc[-1] > 0  # it goes on from where it was, a step beyond the last logged margin
     assert second.iloc[-1] > first.iloc[-1]
 
 
