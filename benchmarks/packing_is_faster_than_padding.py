@@ -51,7 +51,8 @@ def random_pairs(lengths: str, rng: np.random.Generator) -> list[tuple[list[int]
 
     if lengths == "ragged":
         prompts = rng.integers(38, 52, N_PAIRS)
-        answers = rng.integers(10, 118, (N_PAIRS, 2)).clip(max=64)  # half of them end at the cap
+        spread = np.linspace(10, 118, 2 * N_PAIRS, dtype=int).clip(max=64)  # half of them end at the cap
+        answers = rng.permutation(spread).reshape(N_PAIRS, 2)
     else:
         prompt, answer = map(int, lengths.split("/"))
         prompts, answers = np.full(N_PAIRS, prompt), np.full((N_PAIRS, 2), answer)
