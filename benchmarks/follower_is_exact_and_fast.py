@@ -21,10 +21,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from sgpo_lib.follower import (
-    convex_program,
-    grouped,
-    piecewise,
-    published,
+    ConvexProgram,
+    Grouped,
+    Published,
+    logistic_loss,
     sgpo_loss,
     side_by_side,
     tangents,
@@ -76,25 +76,40 @@ def window(margins):
     return margins.min() - 0.1, margins.max() + 0.1
 
 
-def solvers(options):
-    """Every solver as a function of the margins, slow ones last."""
-    radius, pieces = options.radius, options.pieces
+def exact(*problem):
+    """The exact follower, with the dense arrays that the leader reads, which are part of the job."""
+    result = worst_case(*problem)
+    _ = result.moved, result.displacement
+    return result
 
-    def exact(margins):
-        result = worst_case(margins, radius)
-        # The dense arrays that the leader reads are part of the job.
-        _ = result.moved, result.displacement
-        return result
+
+def followers(options):
+    """Every follower with how its problem is made from margins, slow ones last."""
+    pieces = options.pieces
+
+    def smooth(margins):
+        return margins, options.radius, window(margins), logistic_loss
+
+    def lines(margins):
+        return margins, options.radius, window(margins), tangents(pieces, window(margins))
+
+    def chances(margins):
+        return 1 / (1 + np.exp(-margins)), options.radius, (0, 1), tangents(pieces, space="probability")
 
     return {
-        "numpy.sort": np.sort,
-        "exact": exact,
-        f"exact, K = {pieces}": lambda m: worst_case(m, radius, window(m), piecewise(tangents(pieces, window(m)))),
-        "grouped, G = 100": lambda m: grouped(m, radius, 100),
-        f"Clarabel, K = {pieces}": lambda m: convex_program(m, radius, None, tangents(pieces, window(m))),
-        f"HiGHS, K = {pieces}": lambda m: convex_program(m, radius, None, tangents(pieces, window(m)), "HIGHS"),
-        f"published, G = {options.published_group}": lambda m: published(m, radius, pieces, options.published_group),
+        "exact": (exact, smooth),
+        f"exact, K = {pieces}": (exact, lines),
+        "grouped, G = 100": (Grouped(100), smooth),
+        f"Clarabel, K = {pieces}": (ConvexProgram("CLARABEL"), lines),
+        f"HiGHS, K = {pieces}": (ConvexProgram("HIGHS"), lines),
+        f"published, G = {options.published_group}": (Published(options.published_group), chances),
     }
+
+
+def solvers(options):
+    """Sorting, and every follower, as a function of the margins."""
+    solve = {name: lambda m, f=f, pose=pose: f(*pose(m)) for name, (f, pose) in followers(options).items()}
+    return {"numpy.sort": np.sort} | solve
 
 
 def best_of(function, budget=1.0):
@@ -133,7 +148,7 @@ def time_against_size(options):
 def compare_values(options):
     """Values and violations on the margins of one published group, small enough for all solvers."""
     margins = draw(options.published_group * options.published_groups, options.seed)
-    return side_by_side(margins, {name: f for name, f in solvers(options).items() if name != "numpy.sort"})
+    return [side_by_side({name: f}, *pose(margins))[0] for name, (f, pose) in followers(options).items()]
 
 
 def table_of_times(rows, options):

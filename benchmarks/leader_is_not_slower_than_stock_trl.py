@@ -23,7 +23,7 @@ from trl import DPOConfig, DPOTrainer
 from sgpo_lib import annotation, leader, preferences
 from sgpo_lib.params import LeaderParams, load_params
 from sgpo_lib.policy import Policy
-from sgpo_lib.weighted_dpo import KnownReferencesTrainer, WeightedDPOTrainer
+from sgpo_lib.weighted_dpo import LOSS_COLUMNS, KnownReferencesTrainer, WeightedDPOTrainer
 
 PARAMS = "params/smollm2-135m.yaml"
 SEED = 0
@@ -48,11 +48,10 @@ def step_seconds(policy: Policy, rows: pd.DataFrame, training: LeaderParams, bet
     policy.make_trainable(SEED)
     known = ["prompt_ids", "chosen_ids", "rejected_ids"]
     references = ["ref_chosen_logps", "ref_rejected_logps"]
-    weights = ["weight", "slope"]
     trainer_class, columns = {
         "TRL, computing references": (DPOTrainer, None),
         "TRL, references known": (KnownReferencesTrainer, known + references),
-        "leader": (WeightedDPOTrainer, known + references + weights),
+        "leader": (WeightedDPOTrainer, known + references + list(LOSS_COLUMNS)),
     }[kind]
     if columns is None:  # stock TRL takes conversations, and tokenises them before it starts to train
         as_assistant = {
@@ -72,7 +71,6 @@ def step_seconds(policy: Policy, rows: pd.DataFrame, training: LeaderParams, bet
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            precompute_ref_log_probs=kind == "TRL, references known",
             per_device_train_batch_size=training.per_device_train_batch_size,
             gradient_accumulation_steps=training.gradient_accumulation_steps,
             max_length=training.max_length,
@@ -102,7 +100,7 @@ def main() -> None:
     responses = annotation.respond(policy, prompts, params.generation, SEED)
     responses["order"] = np.arange(len(responses))
     pairs = annotation.rank(responses, by="order")
-    rows = leader.with_references(pairs, "previous").assign(weight=1.0, slope=0.0)
+    rows = leader.with_references(pairs, "previous").assign(**dict.fromkeys(LOSS_COLUMNS, 0.0) | {"loss_weight": 1.0})
     lengths = 2 * rows["prompt_ids"].map(len) + rows["chosen_ids"].map(len) + rows["rejected_ids"].map(len)
     pairs_a_step = params.leader.per_device_train_batch_size * params.leader.gradient_accumulation_steps
     tokens_a_step = lengths.mean() * pairs_a_step

@@ -13,10 +13,8 @@ QUOTED = {
     "summary": "figures/smollm2-135m/summary.md",
     "timing": "figures/smollm2-135m/timing.md",
     "follower": "figures/follower_benchmark.md",
-    "main": "figures/studies/main/table.md",
     "leader": "figures/leader_benchmark.md",
     "annotation": "figures/annotation_benchmark.md",
-    "labelled-pairs": "figures/studies/labelled-pairs/table.md",
 }
 
 

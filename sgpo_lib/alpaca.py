@@ -17,13 +17,14 @@ import pandas as pd
 import sklearn
 
 from sgpo_lib import hub, preferences
+from sgpo_lib.endpoint import encodable
 from sgpo_lib.evaluation import length_controlled_win_rate
 from sgpo_lib.kept import replacing
 
 DATASET = "tatsu-lab/alpaca_eval"
 BASELINE_FILE = "alpaca_eval_gpt4_baseline.json"
 DIFFICULTIES_FILE = "df_gamed.csv"  # which `get_length_controlled_winrate` reads
-FULL, MINIMAL = "length_controlled_v1", "length_controlled_minimal"
+_TEXTS = ("instruction", "output_1", "output_2", "generator_1", "generator_2")
 _PROBLEMS_SHOWN = 10
 
 
@@ -138,7 +139,7 @@ def read_annotations(file: Path | str) -> pd.DataFrame:
         more = [f"  ... and {len(problems) - _PROBLEMS_SHOWN} more"] if len(problems) > _PROBLEMS_SHOWN else []
         listing = "\n".join(problems[:_PROBLEMS_SHOWN] + more)
         raise ValueError(f"{file}: {len(problems)} problems in {len(rows)} annotations\n{listing}")
-    annotations = pd.DataFrame(rows)
+    annotations = pd.DataFrame([row | {field: encodable(row[field]) for field in _TEXTS} for row in rows])
     annotations["preference"] = annotations["preference"].astype(float).replace({0.0: 1.5})  # 0: a draw, formerly
     for side in ("generator_1", "generator_2"):
         names = annotations[side].unique()
@@ -155,12 +156,18 @@ def n_outdated(annotations: pd.DataFrame, model_outputs: Path) -> int:
 
 
 def win_rates(annotations: pd.DataFrame) -> dict[str, Any]:
-    """Win rate and length-controlled win rate of `generator_2` over `generator_1`, by alpaca-eval's own functions.
+    """Win rates of `generator_2` over `generator_1`, those of AlpacaEval by alpaca-eval's own functions.
 
-    The length-controlled one is that of AlpacaEval's leaderboard (`get_length_controlled_winrate`: Dubois et
-    al., 2024, arXiv 2404.04475) where all instructions are AlpacaEval's own and their difficulties can be had
-    from the hub or its cache. Else it is that of alpaca-eval's `length_controlled_minimal` model, which has no
-    term for difficulty and must not be compared with the leaderboard.
+    The length-controlled win rate (`get_length_controlled_winrate`: Dubois et al., 2024, arXiv 2404.04475) has a term
+    for each instruction's difficulty, so it exists only where all instructions are AlpacaEval's own and their
+    difficulties can be had from the hub or its cache. It comes in two ways, which agree where a file holds all 805 in
+    the data set's order: with the difficulty of each row's instruction, and as the leaderboard's code does it, which
+    takes a row's number for its instruction. Compare the second with the leaderboard: 6 of 58 published files are out
+    of order, and there the two differ by up to 2.6 points.
+
+    `win_rate_at_equal_length` (`sgpo_lib.evaluation.length_controlled_win_rate`) is for comparing policies of one run
+    where there are no difficulties. It is another quantity: alpaca-eval's regression without them is off by 6 points
+    on average from published length-controlled win rates, and by 27 at worst.
 
     Parameters
     ----------
@@ -168,10 +175,11 @@ def win_rates(annotations: pd.DataFrame) -> dict[str, Any]:
 
     Returns
     -------
-    dict of plain values: `generator`, `baseline`, `win_rate` and `length_controlled_win_rate` in per cent,
-    `length_control` (the model used) with `why_minimal` (None for the full one), `standard_error` in per cent,
-    `discrete_win_rate`, `n_wins`, `n_wins_base`, `n_draws`, `n_total`, and `n_missing`: annotations without a
-    preference, which no rate counts.
+    dict of plain values, rates in per cent: `generator`, `baseline`, `win_rate`, `standard_error` (of that),
+    `length_controlled_win_rate` and `length_controlled_win_rate_by_row` (the leaderboard's way), both None with the
+    reason in `why_not_length_controlled` where they do not exist, `win_rate_at_equal_length`, `discrete_win_rate`,
+    `n_wins`, `n_wins_base`, `n_draws`, `n_total`, and `n_missing`: annotations without a preference, which no rate
+    counts, except that the leaderboard's way predicts a preference for them too.
 
     Raises
     ------
@@ -184,39 +192,41 @@ def win_rates(annotations: pd.DataFrame) -> dict[str, Any]:
         if judged.empty:
             raise ValueError(f"none of the {len(annotations)} annotations has a preference.")
         counts = {name: getattr(value, "item", lambda v=value: v)() for name, value in get_winrate(judged).items()}
-        why_minimal, full = _full_length_control(judged)
-    if why_minimal:
         wins = judged["preference"] - 1
         shorter_by = judged["output_1"].str.len() - judged["output_2"].str.len()
-        controlled = length_controlled_win_rate(wins.to_numpy(), shorter_by.to_numpy(float))
-    else:
-        controlled = full["length_controlled_winrate"]
-    return {
-        "generator": judged["generator_2"].iloc[0],
-        "baseline": judged["generator_1"].iloc[0],
-        **counts,
-        "length_controlled_win_rate": float(controlled),
-        "length_control": MINIMAL if why_minimal else FULL,
-        "why_minimal": why_minimal,
-        "n_missing": len(annotations) - len(judged),
-    }
+        return {
+            "generator": judged["generator_2"].iloc[0],
+            "baseline": judged["generator_1"].iloc[0],
+            **counts,
+            **_length_controlled(annotations),
+            "win_rate_at_equal_length": length_controlled_win_rate(wins.to_numpy(), shorter_by.to_numpy(float)),
+            "n_missing": len(annotations) - len(judged),
+        }
 
 
-def _full_length_control(judged: pd.DataFrame) -> tuple[str | None, dict[str, float]]:
-    """Fit the leaderboard's model; or say why that cannot be done."""
+def _length_controlled(annotations: pd.DataFrame) -> dict[str, Any]:
     from alpaca_eval.metrics import get_length_controlled_winrate
 
+    rates: dict[str, Any] = {"length_controlled_win_rate": None, "length_controlled_win_rate_by_row": None}
     try:
         own = json.loads(_from_hub(BASELINE_FILE).read_bytes())
         _from_hub(DIFFICULTIES_FILE)
     except ConnectionError as error:
-        return str(error), {}
-    # alpaca-eval itself takes the row number for the instruction, whatever the instruction is.
-    index = judged["instruction"].map({row["instruction"]: i for i, row in enumerate(own)})
+        return rates | {"why_not_length_controlled": str(error)}
+    index = annotations["instruction"].map({row["instruction"]: i for i, row in enumerate(own)})
     if index.isna().any():
-        return f"{index.isna().sum()} of {len(index)} instructions are not AlpacaEval's, so have no difficulty.", {}
+        why = f"{index.isna().sum()} of {len(index)} instructions are not AlpacaEval's, so have no difficulty."
+        return rates | {"why_not_length_controlled": why}
+    if index.duplicated().any():
+        why = f"{index.duplicated().sum()} instructions are judged more than once."
+        return rates | {"why_not_length_controlled": why}
+    by_row = annotations.drop(columns="index", errors="ignore").reset_index(drop=True)  # else it would be believed
+    by_instruction = by_row.assign(index=index.to_numpy(int)).dropna(subset="preference")
     with _hub_or_cache(), sklearn.config_context():
-        return None, get_length_controlled_winrate(judged.assign(index=index.astype(int)), save_weights_dir=None)
+        for name, rows in zip(rates, (by_instruction, by_row), strict=True):
+            controlled = get_length_controlled_winrate(rows.copy(), save_weights_dir=None)
+            rates[name] = float(controlled["length_controlled_winrate"])
+    return rates | {"why_not_length_controlled": None}
 
 
 def _from_hub(name: str) -> Path:
@@ -279,9 +289,7 @@ def _problems(row: object) -> list[str]:
     if not isinstance(row, dict):
         return [f"expected an object with named fields, got {type(row).__name__}"]
     found = [
-        f"{field}: expected text, got {row.get(field)!r:.40}"
-        for field in ("instruction", "output_1", "output_2", "generator_1", "generator_2")
-        if not isinstance(row.get(field), str)
+        f"{field}: expected text, got {row.get(field)!r:.40}" for field in _TEXTS if not isinstance(row.get(field), str)
     ]
     value = row.get("preference", "nothing")
     number = isinstance(value, int | float) and not isinstance(value, bool)

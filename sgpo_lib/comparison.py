@@ -1,7 +1,8 @@
 """What a study's finished runs say when they are held against each other: tables, one row per number.
 
-The unit is the seed: prompts are averaged within a run, and intervals are Student's t over seeds, which
-contain the luck of training. Methods are compared seed by seed, as they share the seed's pairs and prompts.
+The unit is the seed: prompts are averaged within a run, and intervals are Student's t over seeds. They contain what
+varies with the seed (which prompts are labelled, training, sampling), on one set of held-out prompts and one kind of
+CPU. Methods are compared seed by seed, as they share the seed's pairs and prompts.
 """
 
 import time
@@ -171,7 +172,7 @@ def paired_differences(
 
 
 def verdicts(differences: pd.DataFrame, confidence: float = 0.95) -> list[str]:
-    """Say of each difference in plain words whether its interval excludes 0."""
+    """Say of each difference in plain words whether its interval excludes 0; one that does not decides nothing."""
     lines = []
     for row in differences.itertuples():
         where = f"{row.group}: " if row.group else ""
@@ -179,7 +180,7 @@ def verdicts(differences: pd.DataFrame, confidence: float = 0.95) -> list[str]:
         if np.isnan(row.low):
             lines.append(f"{start}; one seed, so nothing can be said.")
             continue
-        word = "better" if row.low > 0 else "worse" if row.high < 0 else "no significant difference"
+        word = "better" if row.low > 0 else "worse" if row.high < 0 else "undecided"
         lines.append(
             f"{start} [{row.low:+.3f}, {row.high:+.3f}], p = {row.p_value:.2g}, {row.n_seeds} seeds: {word} "
             f"at {confidence:.0%}."
@@ -245,18 +246,17 @@ def approximations(
     `seconds` of the best of five solves.
     """
     low, high = follower.resolve_support(follower.RangeSupport(), margins)
-    solvers = {"exact": lambda: follower.worst_case(margins, radius, (low, high))}
+    problems = {"exact": (follower.worst_case, follower.logistic_loss)}
     for k in pieces:
-        loss = follower.piecewise(follower.tangents(k, (low, high)))
-        solvers[f"K = {k}"] = lambda loss=loss: follower.worst_case(margins, radius, (low, high), loss)
+        problems[f"K = {k}"] = (follower.worst_case, follower.tangents(k, (low, high)))
     for size in group_sizes:
-        solvers[f"groups of {size}"] = lambda size=size: follower.grouped(margins, radius, size, (low, high))
+        problems[f"groups of {size}"] = (follower.Grouped(size), follower.logistic_loss)
     rows = []
-    for name, solve in solvers.items():
+    for name, (solve, loss) in problems.items():
         times = []
         for _ in range(5):
             start = time.perf_counter()
-            worst = solve()
+            worst = solve(margins, radius, (low, high), loss)
             times.append(time.perf_counter() - start)
         rows.append({"follower": name, "n_pairs": len(margins), "value": worst.value, "seconds": min(times)})
     table = pd.DataFrame(rows)

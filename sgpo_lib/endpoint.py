@@ -6,6 +6,7 @@ Knows HTTP, retries and a cache on disk; knows nothing of what is asked.
 import contextlib
 import email.utils
 import hashlib
+import ipaddress
 import json
 import os
 import random
@@ -22,6 +23,8 @@ from typing import Any, Literal
 import httpx2
 from tqdm.auto import tqdm
 
+from sgpo_lib.params import KEY_VARIABLE
+
 # Seconds: the first wait doubles with every try up to the longest; a server that asks for more than the last
 # is better asked again another time.
 _FIRST_WAIT = 1.0
@@ -32,9 +35,35 @@ _LONGEST_CONNECT = 30.0
 # Servers without accounts are given words such as EMPTY for a key, which an answer may well contain.
 _SHORTEST_SECRET = 8
 
+# Refusals of what was asked, such as a content filter's or of a context that is too long. Any other 4xx would meet
+# every conversation alike.
+_REFUSES_CONVERSATION = (400, 403, 413, 422, 451)
+
+_CUT = ("length", "max_tokens")  # the second is Anthropic's name
+_BROKEN_OFF = ("error", "abort", "cancelled")  # vLLM's and routers' names for an answer of which a part is missing
+_THOUGHTS = r"[<\[](think|thinking|thought|reasoning)[>\]]"
+_THOUGHTS_END = r"[<\[]/(think|thinking|thought|reasoning)[>\]]"
+
 
 class EndpointError(RuntimeError):
-    """The endpoint does not answer; says why, and how many answers are safe in the cache."""
+    """The endpoint does not answer, or too often not so that it can be used; says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of one conversation.
+
+    Attributes
+    ----------
+    text : the answer, without the thoughts that a reasoning model may write before it, and encodable as UTF-8: half
+        a surrogate pair has become U+FFFD. None where there is no answer.
+    is_cut : whether it ends because `max_tokens` was reached.
+    problem : why there is no answer, in words for people; empty where there is one.
+    """
+
+    text: str | None
+    is_cut: bool = False
+    problem: str = ""
 
 
 class _Failure(Exception):
@@ -43,13 +72,26 @@ class _Failure(Exception):
     key: str
 
 
+class _Unanswered(_Failure):
+    """A failure that is the conversation's own: others may well be answered."""
+
+
+class _MayPass(Exception):
+    """One try failed, and a further one may not."""
+
+    def __init__(self, problem: str, retry_after: float = 0.0, kind: type[_Failure] = _Failure):
+        super().__init__(problem)
+        self.retry_after, self.kind = retry_after, kind
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """A model behind `POST {url}/chat/completions`.
 
     Every answer is a file of its own in `cache_dir` the moment it arrives, under the SHA-256 of model, messages
     and sampling params. So a killed run resumes, and what was asked once costs nothing again. The address is no
-    part of that hash: a server that moves to another port is still the same model.
+    part of that hash: a server that moves to another port is still the same model. What is no answer is not kept: a
+    text broken off by an error or a content filter, or thoughts that left no room for an answer.
 
     Attributes
     ----------
@@ -61,7 +103,8 @@ class Endpoint:
         merely slow goes on with what it was asked, and a second request for the same makes it slower.
     retries : further tries after a first one that failed for a reason that may pass.
     api_key_variable : environment variable of the API key, read with each request and kept nowhere; where it is
-        not set, requests carry no key.
+        not set, requests carry no key. Its name ends in `_API_KEY` or `_TOKEN`, so that a params file from elsewhere
+        cannot send any other variable away; and the key goes to https and loopback addresses only.
     price_per_million : of prompt and completion tokens, in the currency that `usage` shall be in.
     temperature : None leaves it to the server; OpenAI's reasoning models want that.
     max_tokens_name : what the server calls `max_tokens`; OpenAI's reasoning models want the second name.
@@ -82,6 +125,11 @@ class Endpoint:
     _lock: Any = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def __post_init__(self):  # noqa: D105
+        if not KEY_VARIABLE.fullmatch(self.api_key_variable):
+            raise ValueError(
+                "api_key_variable must name an environment variable that ends in _API_KEY or _TOKEN, such as "
+                "OPENAI_API_KEY. What it is now is not shown, because it may be a key."
+            )
         try:
             url = httpx2.URL(self.url)
         except httpx2.InvalidURL:
@@ -96,51 +144,53 @@ class Endpoint:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
         object.__setattr__(self, "cache_dir", Path(self.cache_dir))
 
-    def complete(self, conversations: Sequence[list[dict]]) -> list[str]:
-        """Return the answer to each conversation, from the cache or the server.
+    def complete(self, conversations: Sequence[list[dict]], max_unanswered: int = 0) -> list[Reply]:
+        """Return the reply to each conversation, from the cache or the server.
 
         Parameters
         ----------
         conversations : N lists of chat messages `{"role", "content"}`; equal ones are asked once.
+        max_unanswered : how many different ones may stay without an answer for a reason of their own: refused by a
+            content filter or as too long, or empty in all tries. These are asked for again by the next call.
 
         Raises
         ------
-        EndpointError : if the server refuses, or fails a conversation in all its tries. Answers that had come,
-            and those under way, are in the cache.
-        ValueError : if the API key cannot be one.
+        EndpointError : if the server refuses, or fails a conversation in all its tries, and that is not the
+            conversation's own fault or the fault of more than `max_unanswered`. Answers that had come, and those
+            under way, are in the cache.
+        ValueError : if the API key cannot be one, or would leave this machine unencrypted.
         """
-        if not re.fullmatch(r"[!#-\[\]-~]*", _api_key(self.api_key_variable)):
-            raise ValueError(
-                f"The environment variable {self.api_key_variable} does not hold an API key: there are spaces, line "
-                "breaks, quotes, backslashes or letters outside ASCII in it."
-            )
+        self._check_key()
         requests = [self._request(list(messages)) for messages in conversations]
         keys = [_key(request) for request in requests]
         distinct = dict(zip(keys, requests, strict=True))
-        answers = {key: answer for key in distinct if (answer := self._read(key)) is not None}
-        self._count(cache_hits=len(answers))
-        missing = {key: request for key, request in distinct.items() if key not in answers}
+        replies = {key: reply for key in distinct if (reply := self._read(key)) is not None}
+        self._count(cache_hits=len(replies))
+        missing = {key: request for key, request in distinct.items() if key not in replies}
         if missing:
             reason = None
             try:
-                answers |= self._ask_all(missing, n_known=len(answers))
+                replies |= self._ask_all(missing, len(replies), max_unanswered)
             except _Failure as failure:
                 reason = f"{failure}\nThat was conversation {keys.index(failure.key)}, counted from 0."
+                if isinstance(failure, _Unanswered) and max_unanswered:
+                    reason += f" No more than {max_unanswered} may stay without an answer."
             if reason:  # raised out here, so that the error drags no chain of others behind it
                 n_safe = sum(self._read(key) is not None for key in distinct)
                 raise EndpointError(
                     f"{self.url} (model {self.model!r}) {reason} {n_safe} of {len(distinct)} answers are safe in "
                     f"{self.cache_dir}; run the same again, and only the missing ones are asked for."
                 )
-        return [answers[key] for key in keys]
+        return [replies[key] for key in keys]
 
     def usage(self) -> dict[str, Any]:
         """Return what this object has used: `requests` sent, `answers` got, `cache_hits`, tokens, and `cost`.
 
-        `answers_without_token_counts` are those whose tokens the server did not tell, which no sum contains;
-        `cost` is None without prices. Answers from the cache cost nothing and add no tokens.
+        `unanswered` counts conversations that stayed without an answer, `answers_without_token_counts` those answers
+        whose tokens the server did not tell, which no sum contains; `cost` is None without prices. Answers from the
+        cache cost nothing and add no tokens.
         """
-        names = ("requests", "answers", "cache_hits", "prompt_tokens", "completion_tokens")
+        names = ("requests", "answers", "unanswered", "cache_hits", "prompt_tokens", "completion_tokens")
         with self._lock:
             used: dict[str, Any] = {name: self._counts[name] for name in (*names, "answers_without_token_counts")}
         used["cost"] = None
@@ -153,55 +203,78 @@ class Endpoint:
         request = {"model": self.model, "messages": messages, "max_tokens": self.max_tokens}
         return request if self.temperature is None else request | {"temperature": self.temperature}
 
-    def _ask_all(self, missing: dict[str, dict], n_known: int) -> dict[str, str]:
-        answers = {}
-        stop = threading.Event()
+    def _check_key(self) -> None:
+        if not re.fullmatch(r"[!#-\[\]-~]*", _api_key(self.api_key_variable)):
+            raise ValueError(
+                f"The environment variable {self.api_key_variable} does not hold an API key: there are spaces, line "
+                "breaks, quotes, backslashes or letters outside ASCII in it."
+            )
+        url = httpx2.URL(self.url)
+        if _api_key(self.api_key_variable) and url.scheme != "https" and not _is_loopback(url.host):
+            raise ValueError(
+                f"The API key in {self.api_key_variable} would go to {self.url} unencrypted: use an https address or a "
+                "tunnel to localhost. For a server that takes no key, let api_key_variable name a variable that is "
+                "not set, such as NO_API_KEY."
+            )
+
+    def _ask_all(self, missing: dict[str, dict], n_known: int, max_unanswered: int) -> dict[str, Reply]:
+        replies = {}
+        stop, spare = threading.Event(), threading.Semaphore(max_unanswered)
         client = httpx2.Client(
             auth=_BearerFromEnvironment(self.api_key_variable),
             timeout=httpx2.Timeout(self.timeout, connect=min(self.timeout, _LONGEST_CONNECT), pool=None),
             limits=httpx2.Limits(max_connections=self.max_concurrency),
+            trust_env=not _is_loopback(httpx2.URL(self.url).host),  # or a proxy would get the key of a local server
         )
         bar = tqdm(total=n_known + len(missing), initial=n_known, desc="ask", unit="answer")
         with client, ThreadPoolExecutor(self.max_concurrency) as pool, bar as progress:
-            asked = {pool.submit(self._ask, client, key, missing[key], stop): key for key in missing}
+            asked = {pool.submit(self._ask, client, key, missing[key], stop, spare): key for key in missing}
             try:
                 for done in as_completed(asked):
-                    answer = done.result()
-                    if answer is not None:
-                        answers[asked[done]] = answer
+                    reply = done.result()
+                    if reply is not None:
+                        replies[asked[done]] = reply
                         progress.update()
             except BaseException:
                 stop.set()
                 pool.shutdown(cancel_futures=True)  # what is under way is paid for: wait for it
                 raise
-        return answers
+        return replies
 
-    def _ask(self, client: httpx2.Client, key: str, request: dict, stop: threading.Event) -> str | None:
+    def _ask(
+        self, client: httpx2.Client, key: str, request: dict, stop: threading.Event, spare: threading.Semaphore
+    ) -> Reply | None:
         """Ask until there is an answer, store and return it; None if stopped, as a failure stops all others."""
         try:
             return self._try(client, key, request, stop)
         except _Failure as failure:
+            if isinstance(failure, _Unanswered) and spare.acquire(blocking=False):
+                self._count(unanswered=1)
+                return Reply(None, problem=str(failure))
             failure.key = key
             stop.set()
             raise
 
-    def _try(self, client: httpx2.Client, key: str, request: dict, stop: threading.Event) -> str | None:
+    def _try(self, client: httpx2.Client, key: str, request: dict, stop: threading.Event) -> Reply | None:
         wait = 0.0
         for attempt in range(self.retries + 1):
             if stop.wait(wait):
                 return None
-            reply, problem, retry_after = self._post(client, request)
-            if reply is not None:
-                self._write(key, {"request": request, **reply})
-                return reply["content"]
-            if retry_after > _LONGEST_RETRY_AFTER:
-                raise _Failure(f"asks to be left alone for {retry_after:.0f} s: {problem}")
+            try:
+                record = self._post(client, request)
+            except _MayPass as failure:
+                last = failure
+            else:
+                self._write(key, {"request": request, **record})
+                return self._reply(record)
+            if last.retry_after > _LONGEST_RETRY_AFTER:
+                raise _Failure(f"asks to be left alone for {last.retry_after:.0f} s: {last}")
             wait = min(_LONGEST_BACK_OFF, _FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1.0)
-            wait = max(wait, retry_after * random.uniform(1.0, 1.1))
-        raise _Failure(f"gave no answer in {self.retries + 1} tries. The last one: {problem}")
+            wait = max(wait, last.retry_after * random.uniform(1.0, 1.1))
+        raise last.kind(f"gave no answer in {self.retries + 1} tries. The last one: {last}")
 
-    def _post(self, client: httpx2.Client, request: dict) -> tuple[dict[str, Any] | None, str, float]:
-        """Send one request; return the reply, or None with what is wrong and the seconds the server asks for."""
+    def _post(self, client: httpx2.Client, request: dict) -> dict[str, Any]:
+        """Send one request; return what is to be kept of the answer."""
         sent = {self.max_tokens_name if name == "max_tokens" else name: value for name, value in request.items()}
         self._count(requests=1)
         try:
@@ -211,42 +284,59 @@ class Endpoint:
                 headers={"Content-Type": "application/json"},
             )
         except httpx2.TimeoutException:
-            return None, f"nothing came for {self.timeout:g} s (timeout).", 0.0
+            raise _MayPass(f"nothing came for {self.timeout:g} s (timeout).") from None
         except httpx2.RequestError as error:
-            return None, self._scrub(f"{type(error).__name__}: {error}"), 0.0
+            raise _MayPass(self._scrub(f"{type(error).__name__}: {error}")) from None
 
         if response.status_code == 200:
-            reply, problem = self._parse(response.text)
-            return reply, problem, 0.0
+            return self._parse(response.text)
         problem = f"HTTP {response.status_code}: {self._excerpt(response.text)}"
         if response.status_code in (408, 409, 425, 429) or response.status_code >= 500:
-            return None, problem, _seconds(response.headers.get("Retry-After", ""))
-        raise _Failure(self._explain(response.status_code, problem))
+            raise _MayPass(problem, _seconds(response.headers.get("Retry-After", "")))
+        kind = _Unanswered if response.status_code in _REFUSES_CONVERSATION else _Failure
+        raise kind(self._explain(response.status_code, problem))
 
-    def _parse(self, body: str) -> tuple[dict[str, Any] | None, str]:
-        """Return the reply's parts, or None with what is wrong."""
+    def _parse(self, body: str) -> dict[str, Any]:
+        """Return what is to be kept of the answer that the reply holds."""
         try:
             reply = json.loads(body)
-        except ValueError:
-            return None, f"the reply is not JSON: {self._excerpt(body)}"
+        except (ValueError, RecursionError):
+            raise _MayPass(f"the reply is not JSON: {self._excerpt(body)}") from None
         reply = reply if isinstance(reply, dict) else {}
         tokens = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
         counts = {name: tokens.get(name) for name in ("prompt_tokens", "completion_tokens")}
         known = {name: number for name, number in counts.items() if isinstance(number, int)}
+        self._count(**known)
         try:
             choice = reply["choices"][0]
-            message, finish_reason = choice["message"], choice.get("finish_reason")
-            content = message.get("content")
-            content = message.get("refusal") if content is None else content  # a refusal is an answer too
+            content, finish_reason = _content(choice["message"]), choice.get("finish_reason")
         except (KeyError, IndexError, TypeError, AttributeError):
             content, finish_reason = None, None
-        finish_reason = self._scrub(finish_reason) if isinstance(finish_reason, str) else None
-        if not isinstance(content, str):
-            self._count(**known)
-            reason = f" (finish_reason {finish_reason!r}; 'length' asks for more max_tokens)" if finish_reason else ""
-            return None, f"the reply holds no text{reason}: {self._excerpt(body)}"
-        self._count(answers=1, answers_without_token_counts=int(len(known) < len(counts)), **known)
-        return {"content": self._scrub(content), "finish_reason": finish_reason, **counts}, ""
+        record = {
+            "content": self._scrub(content) if isinstance(content, str) else None,
+            "finish_reason": self._scrub(finish_reason) if isinstance(finish_reason, str) else None,
+            **counts,
+        }
+        answer = self._reply(record)
+        if answer.text is None:
+            problem = f"{answer.problem}: {self._excerpt(body)}"
+            if record["finish_reason"] in _CUT or str(record["finish_reason"]).startswith("content_filter"):
+                raise _Unanswered(problem)  # the same again would end the same
+            raise _MayPass(problem, kind=_Unanswered)
+        self._count(answers=1, answers_without_token_counts=int(len(known) < len(counts)))
+        return record
+
+    def _reply(self, record: dict[str, Any]) -> Reply:
+        """Read what was kept, or is to be."""
+        content, reason = record["content"], record["finish_reason"]
+        text = None if content is None else _without_thoughts(encodable(content))
+        if reason in _CUT and not (text or "").strip():
+            return Reply(None, True, f"there is no answer within max_tokens = {self.max_tokens}, so allow more")
+        if reason in _BROKEN_OFF or str(reason).startswith("content_filter"):
+            return Reply(None, problem=f"the answer was broken off (finish_reason {reason!r})")
+        if text is None:
+            return Reply(None, problem=f"the reply holds no text (finish_reason {reason!r})")
+        return Reply(text, reason in _CUT)
 
     def _explain(self, status: int, problem: str) -> str:
         if status in (401, 403):
@@ -259,9 +349,9 @@ class Endpoint:
 
     def _excerpt(self, body: str, length: int = 300) -> str:
         """Return the beginning of what a server sent, without the API key, also where it is escaped or masked."""
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             body = json.dumps(json.loads(body), ensure_ascii=False)
-        text = re.sub(r"[\w-]*\*{3,}[\w-]*", "[masked]", " ".join(self._scrub(body).split()))
+        text = re.sub(r"[\w-]*\*{3,}[\w-]*", "[masked]", " ".join(encodable(self._scrub(body)).split()))
         return text if len(text) <= length else text[:length] + " ..."
 
     def _scrub(self, text: str) -> str:
@@ -276,17 +366,13 @@ class Endpoint:
     def _file(self, key: str) -> Path:
         return self.cache_dir / key[:2] / f"{key}.json"
 
-    def _read(self, key: str) -> str | None:
+    def _read(self, key: str) -> Reply | None:
         try:
-            content = json.loads(self._file(key).read_text())["content"]
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # a file damaged by a crash of the machine is asked for again
-            return None
-        return content if isinstance(content, str) else None
+            record = json.loads(self._file(key).read_text())
+            reply = self._reply({"content": record["content"], "finish_reason": record.get("finish_reason")})
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return None  # not there, or damaged by a crash of the machine: it is asked for again
+        return reply if reply.text is not None else None
 
     def _write(self, key: str, record: dict) -> None:
         file = self._file(key)
@@ -314,6 +400,32 @@ class _BearerFromEnvironment(httpx2.Auth):
 def _api_key(variable: str) -> str:
     # Never bound to a name: tracebacks can be asked to show the variables of every frame.
     return os.environ.get(variable, "").strip()
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _content(message: dict) -> Any:
+    """Return a message's text: as it is, put together from parts, or a refusal, which is an answer too."""
+    content = message.get("content")
+    if isinstance(content, list):
+        texts = [part["text"] for part in content if part["type"] in ("text", "output_text")]
+        content = "".join(texts) if texts else None
+    return message.get("refusal") if content is None else content
+
+
+def _without_thoughts(text: str) -> str:
+    """Return what follows a reasoning model's thoughts: some open them in the prompt, some never close them."""
+    answer = re.split(_THOUGHTS_END, text, flags=re.IGNORECASE)[-1]
+    return "" if re.match(rf"\s*{_THOUGHTS}", answer, flags=re.IGNORECASE) else answer
+
+
+def encodable(text: str) -> str:
+    """Return text that UTF-8, and so files and screens, can hold: half a surrogate pair becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _key(request: dict) -> str:

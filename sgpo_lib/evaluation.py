@@ -1,11 +1,17 @@
-"""What was gained: gold reward, win rates, length and KL on held-out prompts, with intervals over prompts."""
+"""What was gained: gold reward, win rates, length and KL on held-out prompts, with intervals over prompts by form.
 
-import warnings
+Prompts of one form ("Give me one tip for ...") do well or badly together, so the bootstrap draws forms, each with
+all its prompts; a prompt whose form is not known stands for itself. Such an interval says how far these prompts
+stand for others. It holds one training and one answer per prompt fixed: what another seed, or another kind of
+CPU, would have trained is not in it.
+"""
+
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import sklearn
+from scipy import stats
+from scipy.special import expit
 
 from sgpo_lib.judges import GoldJudge
 from sgpo_lib.policy import Policy, sequence_log_probs
@@ -15,13 +21,14 @@ def sampled_kl(policy: Policy, responses: pd.DataFrame, temperature: float) -> n
     """One-sample estimates of KL(pi || SFT) in nats per response, shape (N,); single ones can be negative.
 
     Both laws are taken at the sampling temperature, so the mean estimates the divergence of what is
-    deployed. The policy's own log-probability comes from sampling, the reference's from a scoring pass;
-    in bfloat16 the two differ by rounding, a floor of some tenths of a nat.
+    deployed. The policy's own log-probability comes from sampling where that was as exact as scoring, else from a
+    scoring pass like the reference's: rounding in bfloat16 would add a floor of some tenths of a nat.
     """
-    reference = sequence_log_probs(
-        policy, responses["prompt_ids"], responses["response_ids"], reference=True, temperature=temperature
-    )
-    return responses["sampling_log_prob"].to_numpy() - reference
+    ids = responses["prompt_ids"], responses["response_ids"]
+    own = responses["sampling_log_prob"].to_numpy()
+    if not policy.samples_as_it_scores:
+        own = sequence_log_probs(policy, *ids, temperature=temperature)
+    return own - sequence_log_probs(policy, *ids, reference=True, temperature=temperature)
 
 
 def judge(responses: pd.DataFrame, gold: GoldJudge | None, wins: np.ndarray | None = None) -> pd.DataFrame:
@@ -29,18 +36,18 @@ def judge(responses: pd.DataFrame, gold: GoldJudge | None, wins: np.ndarray | No
 
     Parameters
     ----------
-    responses : rows with `policy` ("sft" among them), `prompt_id`, `response` and `kl`; one response per
-        policy and prompt.
+    responses : rows with `policy` ("sft" among them), `prompt_id`, `response`, `kl` and, where prompts have one,
+        `form`; one response per policy and prompt.
     gold : None where no gold user is known.
     wins : shape (N,), another judge's preference in [0, 1] for each response over the SFT model's, used where
         there is no gold user. Without either, only length and KL are filled in.
 
     Returns
     -------
-    DataFrame with `policy`, `prompt_id`, `words`, `characters`, `kl`, with any judge `win` over the SFT model
-    (1, 0, or 1/2 for a tie) and, with a gold user, `gold_reward` and `gold_reward_vs_sft`.
+    DataFrame with `policy`, `prompt_id`, any `form`, `words`, `characters`, `kl`, with any judge `win` over the SFT
+    model (1, 0, or 1/2 for a tie) and, with a gold user, `gold_reward` and `gold_reward_vs_sft`.
     """
-    table = responses[["policy", "prompt_id", "kl"]].copy()
+    table = responses.filter(["policy", "prompt_id", "form", "kl"]).copy()
     table["words"] = responses["response"].str.split().str.len()
     table["characters"] = responses["response"].str.len()
     if gold is None:
@@ -53,32 +60,52 @@ def judge(responses: pd.DataFrame, gold: GoldJudge | None, wins: np.ndarray | No
 
 
 def summarize(judgements: pd.DataFrame, confidence: float = 0.95, n_bootstrap: int = 10_000) -> dict[str, Any]:
-    """Mean and percentile-bootstrap interval over prompts of every quantity, per policy.
+    """Mean and bootstrap interval over prompts by form of every quantity, per policy.
+
+    Parameters
+    ----------
+    judgements : as `judge` returns them.
 
     Returns
     -------
-    `{policy: {quantity: {"mean", "low", "high"}}}`, policies in order of appearance; win rates in per cent.
-    All policies share the resampled prompts, so the summary does not depend on their order.
+    `{policy: {quantity: {"mean", "low", "high"}}}`, policies in order of appearance; win rates in per cent; and
+    `n_prompts` and `n_clusters`, the forms or single prompts that the bootstrap draws, as numbers.
+    All policies share the resampled clusters, so the summary does not depend on their order.
     """
     summary: dict[str, Any] = {}
     baseline = judgements[judgements["policy"] == "sft"].set_index("prompt_id")
+    clusters = clusters_of(baseline.reset_index())
+    options = {"confidence": confidence, "n_bootstrap": n_bootstrap, "clusters": clusters}
     for policy, table in judgements.groupby("policy", sort=False):
         table = table.set_index("prompt_id").loc[baseline.index]
-        rows = {
-            name: bootstrap(table[name].to_numpy(), confidence, n_bootstrap)
+        rows: dict[str, Any] = {
+            name: bootstrap(table[name].to_numpy(), **options)
             for name in ("gold_reward", "gold_reward_vs_sft", "words", "kl")
             if name in table
         }
         if "win" in table:
-            rows["win_rate"] = bootstrap(100 * table["win"].to_numpy(), confidence, n_bootstrap)
-            rows["length_controlled_win_rate"] = _length_controlled(
-                table["win"].to_numpy(),
-                baseline["characters"].to_numpy() - table["characters"].to_numpy(),
-                confidence,
-            )
-        rows["n_prompts"] = len(table)
-        summary[str(policy)] = rows
+            wins, shorter_by = table["win"].to_numpy(), (baseline["characters"] - table["characters"]).to_numpy()
+            rows["win_rate"] = bootstrap(100 * wins, **options)
+            rows["length_controlled_win_rate"] = bootstrap_length_control(wins, shorter_by, **options)
+        summary[str(policy)] = rows | {"n_prompts": len(table), "n_clusters": int(clusters.max()) + 1}
     return summary
+
+
+def clusters_of(table: pd.DataFrame) -> np.ndarray:
+    """Number the clusters that rows belong to: prompts of one `form` together, prompts without one by themselves.
+
+    Parameters
+    ----------
+    table : N rows with `prompt_id` and, where known, `form`.
+
+    Returns
+    -------
+    ndarray of int, shape (N,) : 0, 1, ... in order of appearance.
+    """
+    names = table["prompt_id"].astype(object)
+    if "form" in table:
+        names = table["form"].astype(object).where(table["form"].notna(), names)
+    return names.factorize()[0]
 
 
 def preference_accuracy(
@@ -88,100 +115,164 @@ def preference_accuracy(
 
     Parameters
     ----------
-    margins : rows with `policy`, `prompt_id`, `margin` (chosen less rejected, reward units; 0 counts half) and
-        `extra_characters` (chosen less rejected).
+    margins : rows with `policy`, `prompt_id`, where known `form`, `margin` (chosen less rejected, reward units; 0
+        counts half) and `extra_characters` (chosen less rejected).
 
     Returns
     -------
     `{policy: {quantity: {"mean", "low", "high"}}}`. `preference_accuracy` is over pairs. Where labels favour
     length, so does that; `length_balanced_accuracy` is the mean of the accuracies on pairs whose longer and whose
     shorter answer was chosen, 50 for a reward that is length alone; it is left out where there are none of either.
-    The bootstrap draws prompts and with each all its pairs: they share its difficulty, and often an answer.
+    The bootstrap draws forms, or else prompts, and with each all its pairs: they share its difficulty, and often an
+    answer.
     """
     found = {}
     for policy, rows in margins.groupby("policy", sort=False):
         right, extra = 50 * (np.sign(rows["margin"].to_numpy()) + 1), rows["extra_characters"].to_numpy()
-        prompts, names = rows["prompt_id"].factorize()
-        draws = np.random.default_rng(0).integers(len(names), size=(n_bootstrap, len(names)))
-        found[str(policy)] = {"preference_accuracy": _interval(*_over_prompts(right, prompts, draws), confidence)}
+        clusters = clusters_of(rows)
+        accuracy = bootstrap(right, confidence, n_bootstrap, clusters)
+        found[str(policy)] = {"preference_accuracy": accuracy}
         longer, shorter = extra > 0, extra < 0
         if longer.any() and shorter.any():
-            one, other = (_over_prompts(right[part], prompts[part], draws) for part in (longer, shorter))
-            balanced = [(of_one + of_other) / 2 for of_one, of_other in zip(one, other, strict=True)]
-            found[str(policy)]["length_balanced_accuracy"] = _interval(*balanced, confidence)
+            draws = _draws(clusters, n_bootstrap)
+            means = [_means(right[part], clusters[part], draws) for part in (longer, shorter)]
+            mean = (right[longer].mean() + right[shorter].mean()) / 2
+            balanced = _interval(mean, np.mean(means, axis=0), confidence, draws.shape[1])
+            found[str(policy)]["length_balanced_accuracy"] = balanced
     return found
 
 
-def _over_prompts(values: np.ndarray, prompts: np.ndarray, draws: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean of values (N,) of prompts (N,), and of each draw of prompts (B, P) with all their values; NaN if none."""
-    n_prompts = draws.shape[1]
-    sums, sizes = np.bincount(prompts, values, n_prompts), np.bincount(prompts, minlength=n_prompts)
-    with np.errstate(invalid="ignore"):
-        return values.mean(), sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
-
-
 def bootstrap(
-    values: np.ndarray, confidence: float = 0.95, n_bootstrap: int = 10_000, seed: int = 0
+    values: np.ndarray, confidence: float = 0.95, n_bootstrap: int = 10_000, clusters: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Mean of `values` (N,) with its percentile-bootstrap interval.
+    """Mean of `values` (N,) with its bootstrap interval over clusters.
+
+    Parameters
+    ----------
+    values : shape (N,).
+    clusters : shape (N,), as `clusters_of` numbers them. By default every value is its own.
+
+    Returns
+    -------
+    `{"mean", "low", "high"}`; with a single cluster low and high are NaN, since nothing tells how clusters differ.
 
     Raises
     ------
     ValueError : if there is nothing to average, or a value is not finite.
+
+    Notes
+    -----
+    Whole clusters are drawn, and the interval is the expanded percentile interval (Hesterberg, 2015, "What
+    teachers should know about the bootstrap", arXiv 1411.5279): its percentiles are those at which a normal law
+    with the bootstrap's variance, a factor (G - 1) / G too small for G clusters, reaches as far as Student's t
+    with G - 1 degrees of freedom. In 3,000 simulations each of 96, 128 and 480 prompts of 27 forms, whose effects
+    had 0, 5 or 15% of the variance, intervals of nominally 95% covered the truth in 93.8 to 95.5%; the plain
+    percentile interval of clusters did in 92 to 94%, and where forms matter that of single prompts in 70 to 92%.
+    Drawing prompts within the drawn clusters as well counts their variance twice and covered up to 99%.
     """
     values = np.asarray(values, float)
     if not (values.size and np.isfinite(values).all()):
         raise ValueError(f"bootstrap needs finite values, but got {values!r}.")
-    draws = np.random.default_rng(seed).integers(values.size, size=(n_bootstrap, values.size))
-    return _interval(values.mean(), values[draws].mean(axis=1), confidence)
+    clusters = np.arange(values.size) if clusters is None else clusters
+    draws = _draws(clusters, n_bootstrap)
+    return _interval(values.mean(), _means(values, clusters, draws), confidence, draws.shape[1])
 
 
 def length_controlled_win_rate(wins: np.ndarray, delta_characters: np.ndarray) -> float:
-    """AlpacaEval's length-controlled win rate in per cent, by its `length_controlled_minimal` model.
+    """Win rate at equal length in per cent, by the model of AlpacaEval's `length_controlled_minimal`.
 
     The logistic regression wins ~ tanh(standardised length difference) + intercept, read off at equal
-    lengths (Dubois et al., 2024, arXiv 2404.04475). Design matrix and fit are alpaca-eval's own; only its
-    download of instruction difficulties is left out, which this model has no term for.
+    lengths (Dubois et al., 2024, arXiv 2404.04475). The intercept is what is reported, so it is not penalised;
+    the slope's ridge penalty (C = 100) only keeps it finite where length alone tells wins from losses.
 
     Parameters
     ----------
     wins : shape (N,), in [0, 1].
     delta_characters : shape (N,), baseline's length less the policy's.
+
+    Notes
+    -----
+    alpaca-eval's own fit penalises both by their absolute values, as strongly as cross-validation finds best. On
+    its 805 instructions that does little; of a hundred prompts it often takes the intercept to 0 and so
+    reports 50.0 whatever the truth.
     """
-    return _fit_length_control(wins, delta_characters)[0]
+    return _equal_length_rates(wins, _length_feature(delta_characters), np.ones((1, len(wins))))[0]
 
 
-def _length_controlled(
-    wins: np.ndarray, delta: np.ndarray, confidence: float, n_bootstrap: int = 300
+def bootstrap_length_control(
+    wins: np.ndarray,
+    delta_characters: np.ndarray,
+    confidence: float = 0.95,
+    n_bootstrap: int = 10_000,
+    clusters: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Length-controlled win rate with a bootstrap interval at the regularisation that the whole sample chose."""
-    mean, strength = _fit_length_control(wins, delta)
-    draws = np.random.default_rng(0).integers(wins.size, size=(n_bootstrap, wins.size))
-    fits = [_fit_length_control(wins[draw], delta[draw], strength)[0] for draw in draws]
-    return _interval(mean, np.array(fits), confidence)
+    """Length-controlled win rate with its interval, as `bootstrap` gives a mean's.
+
+    Lengths stay on the scale that the whole sample gives them.
+    """
+    clusters = np.arange(len(wins)) if clusters is None else clusters
+    draws, feature = _draws(clusters, n_bootstrap), _length_feature(delta_characters)
+    at_once = max(1, 2_000_000 // len(wins))  # draws whose weights are in memory together
+    parts = np.split(draws, range(at_once, n_bootstrap, at_once))
+    rates = np.concatenate([_equal_length_rates(wins, feature, part[:, clusters]) for part in parts])
+    return _interval(length_controlled_win_rate(wins, delta_characters), rates, confidence, draws.shape[1])
 
 
-def _fit_length_control(wins: np.ndarray, delta: np.ndarray, strength: float | None = None) -> tuple[float, float]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # alpaca-eval imports pkg_resources and uses arguments sklearn will rename
-        from alpaca_eval.metrics.glm_winrate import GLM_INFO, fit_LogisticRegressionCV, make_dmatrix_for_model
-
-        n_splits = min(5, len(wins))
-        if np.ptp(delta) == 0 or np.ptp(wins) == 0 or n_splits < 2:
-            return 100 * float(wins.mean()), strength or 1.0  # nothing to control for, or nothing to fit
-        model = GLM_INFO["length_controlled_minimal"]
-        seen = pd.DataFrame(
-            {"preference": wins, "std_delta_len": delta / delta.std(ddof=1), "not_gamed_baseline": True}
-        )
-        equal_length = seen[["not_gamed_baseline"]].assign(std_delta_len=0.0)
-        design, at_equal_length = make_dmatrix_for_model(seen, equal_length, formula=model["formula"])
-        options = {"n_splits": n_splits} if strength is None else {"n_splits": 0, "C": strength}
-        with sklearn.config_context():
-            fit = fit_LogisticRegressionCV(design, "preference", is_ytrue_proba=True, **options)
-            predicted = fit.predict_proba(at_equal_length)[:, 1]
-    return 100 * float(predicted.mean()), strength or float(fit.C_[0])
+def _length_feature(delta_characters: np.ndarray) -> np.ndarray:
+    """AlpacaEval's regressor, shape (N,); 0 where lengths do not vary, so that there is nothing to control for."""
+    scale = np.std(delta_characters, ddof=1) if np.ptp(delta_characters) else np.inf
+    return np.tanh(delta_characters / scale)
 
 
-def _interval(mean: float, resampled: np.ndarray, confidence: float) -> dict[str, float]:
-    low, high = np.nanquantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
+def _equal_length_rates(
+    wins: np.ndarray, feature: np.ndarray, weights: np.ndarray, tolerance: float = 1e-4
+) -> np.ndarray:
+    """Win rates (B,) in per cent at feature 0, each of its own weights (B, N), by Newton's method on all at once.
+
+    Steps are damped by log(1 + d) / d, where d is the most they move a log-odds, which makes Newton's method
+    descend from anywhere on a logistic loss (Sun and Tran-Dinh, 2019, arXiv 1703.04599) and is 1 near the optimum.
+    Convergence is quadratic, so log-odds are good to the square of `tolerance`.
+    """
+    mean = weights @ wins / weights.sum(axis=1)
+    rates = 100 * mean
+    fitted = (mean > 0) & (mean < 1)  # else the intercept is infinite, and the rate is that mean
+    weights, intercept = weights[fitted], np.log(mean[fitted] / (1 - mean[fitted]))
+    slope, ridge = np.zeros_like(intercept), 0.01
+    powers = np.stack([np.ones_like(feature), feature, feature**2], axis=1)
+    step = np.ones_like(intercept)
+    while step.size and step.max() > tolerance:
+        p = expit(intercept[:, None] + slope[:, None] * feature)
+        g0, g1 = (weights * (wins - p) @ powers[:, :2]).T
+        h00, h01, h11 = (weights * p * (1 - p) @ powers).T
+        g1, h11 = g1 - ridge * slope, h11 + ridge
+        determinant = h00 * h11 - h01**2
+        move0, move1 = (h11 * g0 - h01 * g1) / determinant, (h00 * g1 - h01 * g0) / determinant
+        step = np.abs(move0) + np.abs(move1)
+        damping = np.log1p(step) / np.maximum(step, tolerance)
+        intercept, slope = intercept + damping * move0, slope + damping * move1
+    rates[fitted] = 100 * expit(intercept)
+    return rates
+
+
+def _draws(clusters: np.ndarray, n_bootstrap: int) -> np.ndarray:
+    """How often each draw holds each of the G clusters, shape (n_bootstrap, G); the same every time."""
+    n = int(clusters.max()) + 1
+    drawn = np.random.default_rng(0).integers(n, size=(n_bootstrap, n)) + n * np.arange(n_bootstrap)[:, None]
+    return np.bincount(drawn.ravel(), minlength=n_bootstrap * n).reshape(n_bootstrap, n).astype(float)
+
+
+def _means(values: np.ndarray, clusters: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Mean of `values` (N,) in each draw (B, G) of clusters, shape (B,); NaN where a draw has none of them."""
+    n = draws.shape[1]
+    with np.errstate(invalid="ignore"):
+        return (draws @ np.bincount(clusters, values, n)) / (draws @ np.bincount(clusters, minlength=n))
+
+
+def _interval(mean: float, resampled: np.ndarray, confidence: float, n_clusters: int) -> dict[str, float]:
+    """The expanded percentile interval, see `bootstrap`."""
+    if n_clusters == 1:
+        return {"mean": float(mean), "low": np.nan, "high": np.nan}
+    t = stats.t.ppf((1 - confidence) / 2, n_clusters - 1)
+    tail = stats.norm.cdf(t * np.sqrt(n_clusters / (n_clusters - 1)))
+    low, high = np.nanquantile(resampled, [tail, 1 - tail])
     return {"mean": float(mean), "low": float(low), "high": float(high)}

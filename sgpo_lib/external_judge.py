@@ -24,8 +24,8 @@ def load_judge(
     cache : folder in which an endpoint's answers are kept, so that a killed run asks only for what is missing.
     """
     if isinstance(params, LLMJudgeParams):
-        options = params.model_dump(exclude={"kind", "annotator", "n_tries"})
-        return LLMJudge(Endpoint(cache_dir=cache, **options), params.annotator, params.n_tries)
+        options = params.model_dump(exclude={"kind", "annotator", "n_tries", "max_unread"})
+        return LLMJudge(Endpoint(cache_dir=cache, **options), params.annotator, params.n_tries, params.max_unread)
     kind = PairwiseRewardModelJudge if params.kind == "pairwise" else RewardModelJudge
     return kind.load(**params.model_dump(exclude={"kind"}))
 
@@ -40,7 +40,7 @@ def scores(params: Params, responses: pd.DataFrame, cache: Path) -> tuple[np.nda
     Returns
     -------
     scores : shape (M,), higher is better.
-    counts : of the judge's ties, position bias, unreadable replies and cost, where it has them.
+    counts : of the judge's ties, position bias, unread verdicts and cost, where it has them.
     """
     if params.annotation.judge in ("sentiment", "gold"):
         gold = GoldJudge(**params.gold.model_dump())

@@ -8,11 +8,13 @@ left behind is the notebook's: whatever comes next cannot tell them apart.
 
 import argparse
 import json
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 
 import pandas as pd
 from accelerate import PartialState
+from torch import distributed
 
 from sgpo_lib import annotation, leader, preferences
 from sgpo_lib.follower import make_support
@@ -20,7 +22,7 @@ from sgpo_lib.params import TrainingParams
 from sgpo_lib.policy import Policy, embed
 from sgpo_lib.run import Run, Step
 
-_LONGEST_SEED = timedelta(hours=12)  # the others wait while the first process makes it; NCCL's own limit is minutes
+_LONGEST_SEED = timedelta(hours=12)
 
 
 def make_seed(step: Step) -> None:
@@ -43,15 +45,29 @@ def _embed(policy: Policy, max_length: int, prompts: list):
     return embed(policy, prompts, max_length)
 
 
+def by_the_first(state: PartialState, make: Callable[[], None]) -> None:
+    """Call `make` on the first process while the others wait for it, for `_LONGEST_SEED` at most.
+
+    They wait in a group of their own: in the group that trains, a process that hangs is to be found in minutes.
+    """
+    if not state.use_distributed:
+        return make()
+    waiting = distributed.new_group(timeout=_LONGEST_SEED, backend="gloo")
+    if state.is_main_process:
+        make()
+    distributed.barrier(waiting)
+    distributed.destroy_process_group(waiting)
+
+
 def make_step(run: Run, round: int | None) -> None:
     """Make seed DPO (`round` None) or a round's update, together with the other processes."""
-    state = PartialState(timeout=_LONGEST_SEED)
+    state = PartialState()
     step = run.step("seed_dpo") if round is None else run.step("leader", round)
     if state.is_main_process:
         step.begin()
-        if round is None:
-            make_seed(step)
     state.wait_for_everyone()
+    if round is None:
+        by_the_first(state, partial(make_seed, step))
 
     training: TrainingParams = run.params.seed_dpo if round is None else run.params.leader
     objective = None
@@ -65,7 +81,7 @@ def make_step(run: Run, round: int | None) -> None:
         if run.params.leader.faces_follower:
             worst = run.step("follower", round).load("worst_case.parquet")
             radius = run.step("follower", round).record()["metrics"]["radius"]
-        rows = leader.training_rows(pairs, worst, run.params.leader, run.params.beta)
+        rows = leader.training_rows(pairs, worst, run.params.leader)
         support = make_support(run.params.follower.model_dump()["support"])
         objective = leader.objective(run.params.leader, radius, support)
 
@@ -75,9 +91,7 @@ def make_step(run: Run, round: int | None) -> None:
         with step.replacing("policy") as folder:
             unfinished.rename(folder)
         step.save("training_log.parquet", log)
-        losses = {"loss_first": float(log["loss"].iloc[0]), "loss_last": float(log["loss"].iloc[-1])}
-        metrics = {"n_rows": len(rows), "n_processes": state.num_processes} | losses
-        step.finish(metrics)
+        step.finish({"n_rows": len(rows), "n_processes": state.num_processes} | leader.training_metrics(log))
     state.wait_for_everyone()
 
 

@@ -1,6 +1,6 @@
 """The leader's move: pairs and their worst case in, updated policy out, by TRL's DPOTrainer.
 
-Knows how each leader mode and rival becomes rows to train on and a loss to lower; the optimisation is TRL's.
+Knows how rows are trained on; what each mode makes of pairs is in `sgpo_lib.modes`, and the optimisation is TRL's.
 `sgpo_lib.launch` does the same on several devices.
 """
 
@@ -9,141 +9,24 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 from datasets import Dataset
 from peft import PeftModel
+from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from sgpo_lib.follower import Support, sgpo_loss
-from sgpo_lib.losses import dr_dpo_loss
-from sgpo_lib.params import LeaderParams, TrainingParams
+from sgpo_lib.modes import MODES, Objective, as_table, objective, training_rows, with_references
+from sgpo_lib.params import TrainingParams
 from sgpo_lib.policy import Policy
-from sgpo_lib.spa import NoiseDetectingTrainer
-from sgpo_lib.weighted_dpo import KnownReferencesTrainer, WeightedDPOTrainer
+from sgpo_lib.weighted_dpo import LOSS_COLUMNS, WeightedDPOTrainer
 
+__all__ = ["MODES", "as_table", "objective", "train", "training_metrics", "training_rows", "with_references"]
 
-def with_references(pairs: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Add TRL's `ref_chosen_logps` and `ref_rejected_logps` (nats) from what annotation already knows.
-
-    Parameters
-    ----------
-    reference : "previous": the policy that answered, pi_{t-1}, so every margin restarts at 0;
-        "initial": the SFT model, so every margin starts where the follower found it.
-    """
-    known = {"previous": "log_prob", "initial": "reference_log_prob"}[reference]
-    return pairs.assign(ref_chosen_logps=pairs[f"chosen_{known}"], ref_rejected_logps=pairs[f"rejected_{known}"])
-
-
-def transport_rows(pairs: pd.DataFrame, moved: np.ndarray, displacement: np.ndarray, beta: float) -> pd.DataFrame:
-    """Turn a worst-case distribution into weighted rows for DPO.
-
-    Row i of the centre splits into a part 1 - t_i that stays and a part t_i whose margin is d_i lower
-    throughout training. A lower margin is a larger reference log-ratio,
-
-        beta * (Delta - Delta_ref) - d = beta * (Delta - (Delta_ref + d / beta)),
-
-    so no loss function needs to know about it.
-
-    Parameters
-    ----------
-    pairs : N rows with `ref_chosen_logps`.
-    moved, displacement : t_i and d_i (margin units), each of shape (N,).
-    beta : the DPO temperature.
-
-    Returns
-    -------
-    N to 2 N rows with `weight`, of mean 1: the mean of weight * loss over the rows is E_{alpha*}[loss].
-    """
-    moved, displacement = np.asarray(moved, float), np.asarray(displacement, float)
-    stays = pairs.assign(weight=1 - moved)
-    shifted = pairs.assign(weight=moved, ref_chosen_logps=pairs["ref_chosen_logps"] + displacement / beta)
-    rows = pd.concat([stays, shifted])
-    rows = rows[rows["weight"] > 0].sort_index(kind="stable").reset_index(drop=True)
-    return rows.assign(weight=rows["weight"] * len(rows) / rows["weight"].sum(), slope=0.0)
-
-
-def training_rows(pairs: pd.DataFrame, worst: pd.DataFrame | None, leader: LeaderParams, beta: float) -> pd.DataFrame:
-    """Turn a round's pairs into what the leader's mode trains on: rows of loss weight * l(xi) + slope * xi.
-
-    | mode              | weight        | slope             | rows                                          |
-    |-------------------|---------------|-------------------|-----------------------------------------------|
-    | `transport`       | 1 - t_i, t_i  | 0                 | split; the second part has a lower margin     |
-    | `envelope`        | 1 - t_i       | -t_i price        | the exact gradient of eq. (4), by Danskin     |
-    | `pieces`          | 0             | sum_k s_ik a_k    | "weight the loss contributions by s_ik"       |
-    | `weights`         | sum_k s_ik    | 0                 | Algorithm 1, line 7, as printed: DPO          |
-    | `label-smoothing` | 1             | `label_smoothing` | (1 - a) l(xi) + a l(-xi) = l(xi) + a xi       |
-    | all others        | 1             | 0                 | the pairs; `objective` has the loss           |
-
-    Parameters
-    ----------
-    pairs : N rows, as `sgpo_lib.annotation` leaves them.
-    worst : N rows with `moved`, `displacement`, `price`, `pair_weight` and, for `pieces`, `piece_slope`, as
-        notebook 03 leaves them; None for a mode without follower.
-    beta : the DPO temperature.
-
-    Returns
-    -------
-    DataFrame with `weight`, `slope`, `ref_chosen_logps` and `ref_rejected_logps`. The mean of the rows' losses
-    is the mode's objective, for `pieces` up to a constant.
-    """
-    pairs = with_references(pairs, leader.reference)
-    if leader.mode == "transport":
-        return transport_rows(pairs, worst["moved"], worst["displacement"], beta)
-    pairs = pairs.reset_index(drop=True)
-    if leader.mode == "envelope":
-        counts = (pairs["margin"] == worst["margin"]).astype(float)  # a margin clipped to the support does not
-        return pairs.assign(weight=counts * (1 - worst["moved"]), slope=-counts * worst["moved"] * worst["price"])
-    if leader.mode == "pieces":
-        return pairs.assign(weight=0.0, slope=worst["piece_slope"])
-    if leader.mode == "weights":
-        return pairs.assign(weight=worst["pair_weight"], slope=0.0)
-    return pairs.assign(weight=1.0, slope=leader.label_smoothing if leader.mode == "label-smoothing" else 0.0)
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Which trainer lowers which loss.
-
-    Attributes
-    ----------
-    trainer : a subclass of `trl.DPOTrainer`.
-    arguments : keyword arguments of the trainer.
-    config : options of `trl.DPOConfig`.
-    needs_policy : whether the trainer asks for the `Policy` as well.
-    """
-
-    trainer: type[DPOTrainer] = WeightedDPOTrainer
-    arguments: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    needs_policy: bool = False
-
-
-def objective(leader: LeaderParams, radius: float = 0.0, support: Support | None = None) -> Objective:
-    """Return what a leader's mode lowers on its `training_rows`.
-
-    Parameters
-    ----------
-    radius, support : of the follower, which `sgpo` solves again in every step.
-    """
-    smoothing = leader.label_smoothing
-    if leader.mode == "sgpo":
-        return Objective(arguments={"batch_loss": partial(sgpo_loss, radius=radius, support=support)})
-    if leader.mode == "dr-dpo":
-        return Objective(arguments={"batch_loss": partial(dr_dpo_loss, beta=leader.dr_beta)})
-    if leader.mode == "spa":
-        return Objective(NoiseDetectingTrainer, {"label_smoothing": smoothing}, needs_policy=True)
-    if leader.mode == "robust":
-        return Objective(KnownReferencesTrainer, config={"loss_type": ["robust"], "label_smoothing": smoothing})
-    if leader.mode == "ipo":
-        return Objective(KnownReferencesTrainer, config={"loss_type": ["ipo"]})
-    return Objective()
+_NEEDED = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps"]
+_SHORT_TRAINING = 50  # steps; in a longer one a first step without effect costs nothing that matters
 
 
 def train(
@@ -155,41 +38,41 @@ def train(
     objective: Objective | None = None,
     log_folder: Path | None = None,
     save_to: Path | None = None,
+    eval_rows: pd.DataFrame | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> pd.DataFrame:
     """Train the policy in place, by weighted DPO unless another objective is given.
 
     Parameters
     ----------
-    rows : with `prompt_ids`, `chosen_ids`, `rejected_ids`, `ref_chosen_logps`, `ref_rejected_logps` and
-        `weight`, optionally `slope`.
+    rows : with `prompt_ids`, `chosen_ids`, `rejected_ids`, `ref_chosen_logps`, `ref_rejected_logps`, and any of
+        `sgpo_lib.weighted_dpo.LOSS_COLUMNS`.
     seed : fixes the order of the rows and a fresh adapter's start.
     log_folder : where the trackers named by `training.report_to`, such as TensorBoard, write.
     save_to : folder for the trained policy. Needed where FSDP or DeepSpeed has cut it into pieces; elsewhere
         `Policy.save` does the same.
+    eval_rows : held-out rows, of the same columns, whose loss is taken after every epoch.
+    callbacks : of the transformers kind, told of every step.
 
     Returns
     -------
-    DataFrame, a row per logged step: `step`, `epoch`, `loss`, `rewards/margins`, `rewards/accuracies`, ...
+    DataFrame, a row per logged step: `step`, `epoch`, `loss`, `learning_rate` (of that step), `rewards/margins`,
+    `rewards/accuracies`, ... and, with held-out rows, `eval_loss` and its like after each epoch.
+    `attrs["n_steps"]` counts the optimiser's steps and `attrs["lr_sum"]` adds up their learning rates: two methods
+    are comparable where these agree.
+
+    Raises
+    ------
+    ValueError : if a row is longer than `training.max_length`, or a loss column is not a number to train with.
     """
-    lengths = rows["prompt_ids"].str.len() + rows[["chosen_ids", "rejected_ids"]].map(len).max(axis=1)
-    if (lengths > training.max_length).any():
-        raise ValueError(
-            f"{(lengths > training.max_length).sum()} of {len(rows)} rows are longer than max_length="
-            f"{training.max_length} tokens (the longest has {lengths.max()}), but their reference log-probabilities "
-            "are of the whole answer: raise max_length, or shorten prompts or answers."
-        )
+    _check_lengths(rows, training.max_length)
     policy.make_trainable(seed)
     drop_trl_reference(policy)
     objective = objective or Objective()
-    columns = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps"]
-    columns += [
-        name for name in ("weight", "slope") if name in rows and issubclass(objective.trainer, WeightedDPOTrainer)
-    ]
-    arguments = objective.arguments | ({"policy": policy} if objective.needs_policy else {})
+    kind = objective.trainer or WeightedDPOTrainer
+    columns = _NEEDED + [name for name in LOSS_COLUMNS if name in rows and issubclass(kind, WeightedDPOTrainer)]
+    learning_rates = _LearningRates()
     options = training.model_dump(include=set(TrainingParams.model_fields)) | objective.config
-    # Known log-probabilities: TRL's own losses take them only under this option, and without it a model whose
-    # weights are all trained would be loaded twice.
-    precomputed = policy.params.lora is None or not issubclass(objective.trainer, WeightedDPOTrainer)
     with (
         tempfile.TemporaryDirectory() as scratch,
         warnings.catch_warnings(),
@@ -204,18 +87,20 @@ def train(
             bf16=policy.computes_in_bfloat16,
             use_cpu=policy.device.type == "cpu",
             save_strategy="no",
+            eval_strategy="no" if eval_rows is None else "epoch",
             logging_first_step=True,  # or a training of fewer steps than `logging_steps` leaves no log
-            precompute_ref_log_probs=precomputed,
             dataloader_pin_memory=policy.device.type == "cuda",
             **options,
         )
         config._n_gpu = min(config.n_gpu, 1)  # several need a process each (`sgpo_lib.launch`), or the batch would grow
-        trainer = objective.trainer(
+        trainer = kind(
             model=policy.model,
             args=config,
             train_dataset=Dataset.from_pandas(rows[columns], preserve_index=False),
+            eval_dataset=None if eval_rows is None else Dataset.from_pandas(eval_rows[columns], preserve_index=False),
             processing_class=policy.tokenizer,
-            **arguments,
+            callbacks=[learning_rates, *callbacks],
+            **objective.arguments,
         )
         trainer.train()
         # Or the policy would go on computing under the trainer's autocast, unlike the one that is saved.
@@ -224,8 +109,56 @@ def train(
             _save(trainer, policy, save_to)
     drop_trl_reference(policy)
     policy.model.eval()
-    log = pd.DataFrame([entry for entry in trainer.state.log_history if "loss" in entry])
-    return log.drop(columns=[name for name in log if name.startswith("total")])
+    return _log(trainer.state.log_history, learning_rates.of_steps)
+
+
+def training_metrics(log: pd.DataFrame) -> dict[str, float]:
+    """Return what a step's record says of its training, from the log that `train` returns."""
+    return {
+        "n_steps": log.attrs["n_steps"],
+        "lr_sum": log.attrs["lr_sum"],
+        "loss_first": float(log["loss"].iloc[0]),
+        "loss_last": float(log["loss"].iloc[-1]),
+        "margin_last": float(log["rewards/margins"].iloc[-1]),
+    }
+
+
+class _LearningRates(TrainerCallback):
+    """Notes the learning rate that each step of the optimiser has; TRL's log shows the next step's."""
+
+    def __init__(self):
+        self.of_steps: list[float] = []
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.of_steps.append(float(optimizer.param_groups[0]["lr"]))
+
+
+def _log(history: list[dict], learning_rates: list[float]) -> pd.DataFrame:
+    log = pd.DataFrame([entry for entry in history if "loss" in entry])
+    log = log.drop(columns=[name for name in log if name.startswith("total")])
+    log["learning_rate"] = [learning_rates[step - 1] for step in log["step"]]
+    held_out = pd.DataFrame([entry for entry in history if "eval_loss" in entry])
+    if len(held_out):
+        held_out = held_out[["step", *(name for name in held_out if name.startswith("eval_"))]]
+        log = log.merge(held_out, on="step", how="left")
+    log.attrs |= {"n_steps": len(learning_rates), "lr_sum": sum(learning_rates)}
+    if learning_rates[0] == 0 and len(learning_rates) < _SHORT_TRAINING:
+        warnings.warn(
+            f"The first of {len(learning_rates)} steps trained nothing: a warm-up begins with a learning rate of 0. "
+            "Set warmup_steps to 0 for so short a training.",
+            stacklevel=3,
+        )
+    return log
+
+
+def _check_lengths(rows: pd.DataFrame, max_length: int) -> None:
+    lengths = rows["prompt_ids"].str.len() + rows[["chosen_ids", "rejected_ids"]].map(len).max(axis=1)
+    if (lengths > max_length).any():
+        raise ValueError(
+            f"{(lengths > max_length).sum()} of {len(rows)} rows are longer than max_length={max_length} tokens (the "
+            f"longest has {lengths.max()}), but their reference log-probabilities are of the whole answer: raise "
+            "max_length, or shorten prompts or answers."
+        )
 
 
 def _save(trainer: DPOTrainer, policy: Policy, folder: Path) -> None:

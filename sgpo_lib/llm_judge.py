@@ -5,6 +5,7 @@ The question is alpaca-eval's own, read from the installed package (Li et al. 20
 """
 
 import importlib.util
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -16,10 +17,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from sgpo_lib.endpoint import Endpoint
+from sgpo_lib.endpoint import Endpoint, EndpointError
 from sgpo_lib.preference_formats import conversation_text
 
 _SHORTEST_RANKING = 40  # tokens
+
+_MARKUP = " \t\n`\"'*."
 
 _REMINDER = "This is not the form that was asked for. Answer again in exactly that form, with nothing else."
 
@@ -35,13 +38,15 @@ class LLMJudge:
     annotator : folder of `alpaca_eval/evaluators_configs` whose prompt is used: one that asks for the better
         model's name or for a ranking, as plain text. The default is the prompt of AlpacaEval 2.0; of the answer
         the word is read, not its log-probability, which not every server tells.
-    n_tries : how often one verdict is asked for before it counts as a tie; later tries are told that the form
-        was wrong.
+    n_tries : how often one verdict is asked for before it stays unread; later tries are told that the form was
+        wrong. What the endpoint refuses, as content filters do, is unread at once.
+    max_unread : share of comparisons, rounded up to a whole one, whose verdicts may stay unread and count as ties.
     """
 
     endpoint: Endpoint
     annotator: str = "alpaca_eval_clf_gpt4_turbo"
     n_tries: int = 3
+    max_unread: float = 0.1
 
     def __post_init__(self):  # noqa: D105
         if self.n_tries < 1:
@@ -66,16 +71,17 @@ class LLMJudge:
         -------
         DataFrame, N rows: `preference` for the first answer, the mean over the two orders, so 1 or 0 where they
         agree and 1/2 where they do not; `in_order` and `swapped`, the preference for the first answer with each
-        order (1 or 0, NaN where no try could be read, which counts as 1/2); `asked`, False for two equal answers,
+        order (1 or 0, NaN where it stays unread, which counts as 1/2); `asked`, False for two equal answers,
         a tie by nature.
 
         Warns
         -----
-        UserWarning : with the number of verdicts that stayed unreadable.
+        UserWarning : with the number of verdicts that stay unread, and why.
 
         Raises
         ------
-        sgpo_lib.endpoint.EndpointError : if the endpoint fails; what it has answered is kept.
+        sgpo_lib.endpoint.EndpointError : if the endpoint fails, or more than `max_unread` stays unread; what it has
+            answered is kept.
         """
         rows = list(zip(prompts, first, second, strict=True))
         asked = np.array([a != b for _, a, b in rows], dtype=bool)
@@ -94,26 +100,39 @@ class LLMJudge:
         return _Annotator.load(self.annotator)
 
     def _verdicts(self, questions: list[list[dict]]) -> np.ndarray:
-        """Return for each question whether the answer shown first wins: 1 or 0, NaN if unreadable; shape (N,)."""
+        """Return for each question whether the answer shown first wins: 1 or 0, NaN if unread; shape (N,)."""
         verdicts = np.full(len(questions), np.nan)
+        n_borne = 2 * math.ceil(self.max_unread * len(questions) / 2 - 1e-9)  # a comparison is two questions
+        unanswered: dict[int, str] = {}
         conversations = dict(enumerate(questions))
         for _ in range(self.n_tries):
             if not conversations:
                 break
-            replies = self.endpoint.complete(list(conversations.values()))
-            unread = {}
+            replies = self.endpoint.complete(list(conversations.values()), max(0, n_borne - len(unanswered)))
+            again = {}
             for (index, conversation), reply in zip(conversations.items(), replies, strict=True):
-                verdicts[index] = self._annotator.read(reply)
+                if reply.text is None:
+                    unanswered[index] = reply.problem
+                    continue
+                verdicts[index] = self._annotator.read(reply.text, reply.is_cut)
                 if np.isnan(verdicts[index]):
-                    answered = {"role": "assistant", "content": reply or "(no answer)"}
-                    unread[index] = [*conversation, answered, {"role": "user", "content": _REMINDER}]
-            conversations = unread
-        if conversations:
-            warnings.warn(
-                f"{len(conversations)} of {len(questions)} verdicts of {self.endpoint.model!r} could not be read in "
-                f"{self.n_tries} tries and count as ties.",
-                stacklevel=3,
+                    answered = {"role": "assistant", "content": reply.text or "(no answer)"}
+                    again[index] = [*conversation, answered, {"role": "user", "content": _REMINDER}]
+            conversations = again
+        n_unread = len(unanswered) + len(conversations)
+        if n_unread:
+            told = (
+                f"{n_unread} of {len(questions)} verdicts of {self.endpoint.model!r} stay unread: "
+                f"{len(conversations)} could not be read in {self.n_tries} tries, {len(unanswered)} have no answer"
+                + "".join(f" (one of them: {problem})" for problem in list(unanswered.values())[:1])
             )
+            if n_unread > n_borne:
+                raise EndpointError(
+                    f"{told}. That is more than max_unread = {self.max_unread:g} allows. The replies are in "
+                    f"{self.endpoint.cache_dir}: where thoughts or reasons come before the verdict allow more "
+                    "max_tokens, or choose another model or annotator; or bear more ties by a higher max_unread."
+                )
+            warnings.warn(f"{told}. They count as ties.", stacklevel=3)
         return verdicts
 
 
@@ -155,20 +174,24 @@ class _Annotator:
             for role, text in self.messages
         ]
 
-    def read(self, reply: str) -> float:
+    def read(self, reply: str, is_cut: bool = False) -> float:
         """Return 1 if the reply prefers the first answer, 0 if the second, NaN if it cannot be told.
 
         Read are a ranking of both names, wherever it stands in the reply; a last line that is a bare name, which
         is all of a short reply and the end of a chain of thought, or says that the best one is that name; and an
-        object that names a model. Anything else, such as a ranking that was cut short, is no verdict.
+        object that names a model. Anything else, such as a ranking that was cut short, is no verdict. A reply that
+        is cut at the longest length may be unfinished thought: it is read only if the bare name is all of it.
         """
+        if is_cut:
+            name = reply.strip(_MARKUP)
+            return float(name == self.names[0]) if name in self.names else np.nan
         names = "|".join(map(re.escape, self.names))
         ranked = re.findall(rf"""model["']?\s*:\s*["']?({names})["']?\s*,\s*["']?rank["']?\s*:\s*["']?(\d+)""", reply)
         if ranked:
             ranks = dict(ranked)
             clear = len(ranked) == len(ranks) == len(set(ranks.values())) == 2
             return float(int(ranks[self.names[0]]) < int(ranks[self.names[1]])) if clear else np.nan
-        last_line = reply.strip().rpartition("\n")[2].strip(" \t`\"'*.")
+        last_line = reply.strip().rpartition("\n")[2].strip(_MARKUP)
         if last_line in self.names:
             return float(last_line == self.names[0])
         named = re.fullmatch(rf"""\{{\s*["']?model["']?\s*:\s*["']?({names})["']?\s*\}}""", reply.strip())

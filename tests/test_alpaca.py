@@ -123,6 +123,12 @@ def test_missing_preferences_are_counted_and_former_draws_are_draws(tmp_path, an
     json.dumps(rates)
 
 
+def test_half_a_surrogate_pair_in_annotations_is_made_encodable(tmp_path, annotations):
+    rows = [row | {"generator_2": "mine \ud83d", "output_2": "so \udc22"} for row in annotations]
+    read = alpaca.read_annotations(_write(tmp_path / "a.json", rows))
+    assert set(read["generator_2"] + read["output_2"]) == {"mine \ufffdso \ufffd"}
+
+
 def test_json_lines_are_read_as_a_list_is(tmp_path, annotations):
     annotations[0]["output_1"] += "\u2028 and more"
     lines = tmp_path / "a.jsonl"
@@ -132,14 +138,14 @@ def test_json_lines_are_read_as_a_list_is(tmp_path, annotations):
     )
 
 
-def test_without_difficulties_the_minimal_length_control_is_used_and_said(tmp_path, annotations):
+def test_without_difficulties_nothing_is_called_length_controlled(tmp_path, annotations):
     read = alpaca.read_annotations(_write(tmp_path / "a.json", annotations))
     rates = alpaca.win_rates(read)
-    assert rates["length_control"] == "length_controlled_minimal"
-    assert "no answer in this test" in rates["why_minimal"]
+    assert [rates[name] for name in rates if name.startswith("length_controlled")] == [None, None]
+    assert "no answer in this test" in rates["why_not_length_controlled"]
     shorter_by = read["output_1"].str.len() - read["output_2"].str.len()
     expected = evaluation.length_controlled_win_rate(read["preference"].to_numpy() - 1, shorter_by.to_numpy(float))
-    assert rates["length_controlled_win_rate"] == expected
+    assert rates["win_rate_at_equal_length"] == expected
     assert constants.HF_HUB_OFFLINE is False
 
 
@@ -169,28 +175,45 @@ def cached_difficulties(hub_cache, annotations):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("cached_difficulties")
-def test_for_alpaca_evals_own_instructions_the_leaderboards_length_control_is_used(tmp_path, annotations):
+def test_a_file_out_of_order_has_the_rate_by_instruction_and_the_leaderboards_by_row(tmp_path, annotations):
     shuffled = [annotations[i] for i in np.random.default_rng(2).permutation(N)[:50]]
+    shuffled[7] = shuffled[7] | {"preference": None}
     rates = alpaca.win_rates(alpaca.read_annotations(_write(tmp_path / "a.json", shuffled)))
-    assert rates["length_control"] == "length_controlled_v1"
-    assert rates["why_minimal"] is None
+    assert rates["why_not_length_controlled"] is None
+    judged = [a for a in shuffled if a["preference"] is not None]
     instructions = [a["instruction"] for a in annotations]
     constants.HF_HUB_OFFLINE = True
     try:
-        theirs = _by_alpaca_eval(shuffled, index=[instructions.index(a["instruction"]) for a in shuffled])
+        theirs = _by_alpaca_eval(judged, index=[instructions.index(a["instruction"]) for a in judged])
         by_row_number = _by_alpaca_eval(shuffled, annotator="a person")
     finally:
         constants.HF_HUB_OFFLINE = False
     assert rates["length_controlled_win_rate"] == theirs["length_controlled_winrate"]
-    assert rates["length_controlled_win_rate"] != pytest.approx(by_row_number["length_controlled_winrate"])
+    assert rates["length_controlled_win_rate_by_row"] == by_row_number["length_controlled_winrate"]
+    assert rates["length_controlled_win_rate"] != pytest.approx(rates["length_controlled_win_rate_by_row"])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("cached_difficulties")
+def test_a_file_in_the_data_sets_order_has_one_length_controlled_win_rate(tmp_path, annotations):
+    rates = alpaca.win_rates(alpaca.read_annotations(_write(tmp_path / "a.json", annotations)))
+    assert rates["length_controlled_win_rate"] == rates["length_controlled_win_rate_by_row"]
+    json.dumps(rates)
+
+
+@pytest.mark.usefixtures("cached_difficulties")
+def test_an_instruction_judged_twice_has_no_length_controlled_win_rate(tmp_path, annotations):
+    rates = alpaca.win_rates(alpaca.read_annotations(_write(tmp_path / "a.json", [*annotations, annotations[0]])))
+    assert rates["length_controlled_win_rate_by_row"] is None
+    assert rates["why_not_length_controlled"] == "1 instructions are judged more than once."
 
 
 @pytest.mark.usefixtures("cached_difficulties")
 def test_other_instructions_have_no_difficulty_even_if_alpaca_eval_would_give_them_one(tmp_path, annotations):
     annotations[3]["instruction"] = "something else"
     rates = alpaca.win_rates(alpaca.read_annotations(_write(tmp_path / "a.json", annotations)))
-    assert rates["length_control"] == "length_controlled_minimal"
-    assert f"1 of {N} instructions are not AlpacaEval's" in rates["why_minimal"]
+    assert rates["length_controlled_win_rate"] is None
+    assert f"1 of {N} instructions are not AlpacaEval's" in rates["why_not_length_controlled"]
 
 
 @pytest.mark.parametrize(

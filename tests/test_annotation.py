@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgpo_lib import annotation
-from sgpo_lib.params import GenerationParams, LoraParams, ModelParams
+from sgpo_lib.params import GenerationParams, LoraParams, ModelParams, load_params
 from sgpo_lib.policy import Policy, sequence_log_probs
 from sgpo_lib.prompt_pool import builtin_prompts
 
@@ -196,6 +196,13 @@ def test_every_prompt_is_answered_as_often_as_asked_beside_its_own_text(policy, 
     assert responses["prompt_ids"].tolist() == policy.encode_prompts(responses["prompt"].tolist())
 
 
+def test_answers_keep_the_form_of_their_prompts(policy, prompts):
+    forms = [f"form {i % 2}" for i in range(len(prompts))]
+    asked = annotation.respond(policy, prompts.assign(form=forms, other=1), GENERATION, seed=0)
+    assert asked["form"].tolist() == list(itertools.chain(*zip(forms, forms, strict=True)))
+    assert "other" not in asked
+
+
 def test_implicit_reward_is_beta_times_the_log_ratio_to_the_sft_model(policy, responses):
     ids = responses["prompt_ids"], responses["response_ids"]
     policy_scores = sequence_log_probs(policy, *ids)
@@ -252,3 +259,50 @@ def test_rescoring_brings_pairs_up_to_the_present_policy(policy, responses):
         np.testing.assert_allclose(present[f"{side}_log_prob"], pairs[f"{side}_reference_log_prob"], atol=1e-4)
         assert present[side].tolist() == pairs[side].tolist()
     assert pairs["margin"].min() > 0  # the argument is left as it was
+
+
+# --- in bfloat16
+
+
+@pytest.fixture(scope="module")
+def bfloat16(policy, tiny_model):
+    import torch
+
+    params = policy.params.model_copy(update={"dtype": "bfloat16"})
+    narrow = Policy.load(params)
+    narrow.make_trainable(0)
+    adapter = {name: tensor for name, tensor in policy.model.state_dict().items() if "lora_" in name}
+    narrow.model.load_state_dict(adapter, strict=False)
+    assert narrow.model.dtype == torch.bfloat16
+    return narrow
+
+
+def test_answers_sampled_in_bfloat16_are_ranked_by_float32_scores(bfloat16, prompts):
+    drawn = annotation.respond(bfloat16, prompts, GENERATION, seed=0)
+    scored = annotation.with_implicit_rewards(bfloat16, drawn, BETA)
+    ids = drawn["prompt_ids"], drawn["response_ids"]
+    own, reference = (sequence_log_probs(bfloat16, *ids, reference=which) for which in (False, True))
+    np.testing.assert_allclose(scored["log_prob"], own, atol=1e-4)
+    np.testing.assert_allclose(scored["implicit_reward"], BETA * (own - reference), atol=1e-4)
+    assert np.abs(drawn["log_prob"] - own).max() > 1e-3  # sampling's would not do
+
+
+def test_references_of_the_labelled_seed_are_float32_scores_too(bfloat16, prompts, tiny_params_file):
+    params = load_params(tiny_params_file)
+    pairs = annotation.labelled(bfloat16, prompts, params, seed=0)
+    for side in ("chosen", "rejected"):
+        scores = sequence_log_probs(bfloat16, pairs["prompt_ids"], pairs[f"{side}_ids"])
+        for column in ("log_prob", "reference_log_prob"):
+            np.testing.assert_allclose(pairs[f"{side}_{column}"], scores, atol=1e-4)
+
+
+def test_a_generation_prompt_that_finished_turns_do_not_repeat_is_named(tiny_model, prompts):
+    policy = Policy.load(ModelParams(name_or_path=str(tiny_model), device="cpu"))
+    policy.tokenizer.chat_template = policy.tokenizer.chat_template.replace(
+        "<|im_start|>assistant\\n", "<|im_start|>assistant\\n<think>\\n"
+    )
+    pairs = prompts.assign(chosen="Yes, tea is good for you.", rejected="No.")
+    with pytest.warns(UserWarning, match=r"template of .*tiny.*asks for an answer by '<think>"):
+        encoded = annotation.encode_pairs(policy, pairs, max_prompt_length=64)
+    for side in ("chosen", "rejected"):
+        assert [policy.tokenizer.decode(ids[:-1]) for ids in encoded[f"{side}_ids"]] == pairs[side].tolist()

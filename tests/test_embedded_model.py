@@ -24,7 +24,7 @@ def policy(request) -> Policy:
 def test_it_prefers_sense_to_nonsense(policy):
     answers = ["The capital of France is Paris.", "The capital of France is soup.", "Paris is of capital the France."]
     prompt_ids = policy.encode_prompts([QUESTION])[0]
-    ids = [policy.encode_response(QUESTION, answer, prompt_ids) for answer in answers]
+    _, ids = policy.encode_turns(QUESTION, prompt_ids, answers)
     scores = sequence_log_probs(policy, [prompt_ids] * 3, ids)
     assert scores[0] > scores[1:].max() + 5
 
@@ -40,7 +40,7 @@ def test_it_answers_at_low_temperature_and_knows_when_to_stop(policy):
 
 def test_given_answers_are_encoded_as_sampled_ones_and_end_with_a_stop_token(policy):
     answer = generate(policy, [QUESTION], n_samples=1, seed=0, temperature=0.01, max_new_tokens=32).iloc[0]
-    given = policy.encode_response(QUESTION, answer["response"], answer["prompt_ids"])
+    _, (given,) = policy.encode_turns(QUESTION, answer["prompt_ids"], [answer["response"]])
     assert given[:-1] == answer["response_ids"][:-1]
     assert given[-1] in policy.stop_tokens
 

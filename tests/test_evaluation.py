@@ -1,15 +1,20 @@
-"""The evaluation: intervals that cover, comparisons that are paired, and length control that is AlpacaEval's."""
+"""The evaluation: intervals that cover, comparisons that are paired, and length control by AlpacaEval's model."""
 
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sgpo_lib import annotation
 from sgpo_lib.evaluation import (
     bootstrap,
+    bootstrap_length_control,
+    clusters_of,
     judge,
     length_controlled_win_rate,
     preference_accuracy,
@@ -72,32 +77,122 @@ def test_length_control_leaves_wins_that_length_does_not_explain():
     assert length_controlled_win_rate(wins, longer_by) == pytest.approx(100 * wins.mean(), abs=1)
 
 
-def test_length_control_is_alpaca_evals_own(monkeypatch, tmp_path):
-    from alpaca_eval.metrics import glm_winrate
+@pytest.mark.filterwarnings("ignore")  # alpaca-eval's: of pkg_resources, and of arguments sklearn will rename
+def test_length_control_is_alpaca_evals_model_without_its_penalty():
+    from alpaca_eval.metrics.glm_winrate import GLM_INFO, fit_LogisticRegressionCV, make_dmatrix_for_model
 
     rng = np.random.default_rng(4)
-    lengths, wins = rng.integers(1, 300, (2, 60)), rng.choice([0.0, 0.5, 1.0], 60)
-    # Difficulties of instructions are read, but this model has no term for them.
-    difficulties = pd.DataFrame({"index": range(60), "instruction_difficulty": rng.normal(size=60), "model": "m"})
-    difficulties.to_csv(tmp_path / "df_gamed.csv", index=False)
-    monkeypatch.setattr(glm_winrate, "hf_hub_download", lambda **_: tmp_path / "df_gamed.csv")
-    annotations = pd.DataFrame(
-        {
-            "output_1": ["x" * length for length in lengths[0]],
-            "output_2": ["x" * length for length in lengths[1]],
-            "preference": wins + 1,
-            "index": range(60),
-            "generator_1": "sft",
-            "generator_2": "policy",
-            "annotator": "gold",
-        }
+    shorter_by, wins = rng.normal(30, 80, 60), rng.choice([0.0, 0.5, 1.0], 60)
+    seen = pd.DataFrame(
+        {"preference": wins, "std_delta_len": shorter_by / shorter_by.std(ddof=1), "not_gamed_baseline": True}
     )
-    theirs = glm_winrate.get_length_controlled_winrate(
-        annotations, "length_controlled_minimal", save_weights_dir=None, is_add_glm_preference_inplace=False
-    )
-    ours = length_controlled_win_rate(wins, lengths[0] - lengths[1])
-    assert ours == pytest.approx(theirs["length_controlled_winrate"], rel=1e-9)
-    assert ours != pytest.approx(100 * wins.mean(), abs=0.1)
+    formula = GLM_INFO["length_controlled_minimal"]["formula"]
+    design, at_equal_length = make_dmatrix_for_model(seen, seen.assign(std_delta_len=0.0), formula=formula)
+    with sklearn.config_context():
+        theirs = fit_LogisticRegressionCV(design, "preference", n_splits=0, C=1e4, tol=1e-8)
+        expected = 100 * theirs.predict_proba(at_equal_length)[:, 1].mean()
+    assert length_controlled_win_rate(wins, shorter_by) == pytest.approx(expected, abs=0.02)
+    assert expected != pytest.approx(100 * wins.mean(), abs=0.1)
+
+
+@pytest.mark.parametrize("truth", [58, 60])
+def test_length_control_is_unbiased_with_a_hundred_prompts(truth):
+    rng = np.random.default_rng(truth)
+    rates = []
+    for _ in range(300):
+        shorter_by = rng.normal(40, 90, 96)
+        log_odds = np.log(truth / (100 - truth)) + np.tanh(shorter_by / 90)
+        wins = (rng.random(96) < 1 / (1 + np.exp(-log_odds))).astype(float)
+        rates.append(length_controlled_win_rate(wins, shorter_by))
+    assert np.mean(rates) == pytest.approx(truth, abs=1)
+    assert 50.0 not in rates
+
+
+@given(st.data())
+def test_length_control_is_a_rate_also_where_length_tells_wins_from_losses(data):
+    n = data.draw(st.integers(2, 12))
+    delta = np.array(data.draw(st.lists(st.integers(-3, 3) | st.integers(-5000, 5000), min_size=n, max_size=n)), float)
+    any_wins = st.lists(st.floats(0, 1), min_size=n, max_size=n)
+    wins = np.array(data.draw(any_wins)) if data.draw(st.booleans()) else (delta > np.median(delta)).astype(float)
+    interval = bootstrap_length_control(wins, delta, n_bootstrap=20)
+    assert all(0 <= value <= 100 for value in interval.values())
+
+
+# --- intervals by form
+
+
+def _prompts_of_forms(rng, n: int, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Values of truth 0 of n prompts from 27 forms of 80, and their forms, which make this share of the variance."""
+    form = pd.factorize(rng.permutation(np.repeat(np.arange(27), 80))[:n])[0]
+    return np.sqrt(share) * rng.normal(size=27)[form] + np.sqrt(1 - share) * rng.normal(size=n), form
+
+
+def test_intervals_by_form_cover_where_those_over_single_prompts_do_not():
+    rng = np.random.default_rng(6)
+    covered = []
+    for _ in range(2000):
+        values, form = _prompts_of_forms(rng, 128, share=0.15)
+        intervals = [bootstrap(values, 0.95, 500, form), bootstrap(values, 0.95, 200)]
+        covered.append([interval["low"] <= 0 <= interval["high"] for interval in intervals])
+    by_form, over_prompts = np.mean(covered, axis=0)
+    assert 0.92 <= by_form <= 0.97
+    assert over_prompts < 0.89
+
+
+def test_intervals_by_form_cover_where_forms_do_not_matter():
+    rng = np.random.default_rng(7)
+    samples = [_prompts_of_forms(rng, 128, share=0) for _ in range(2000)]
+    intervals = [bootstrap(values, 0.95, 500, form) for values, form in samples]
+    assert 0.92 <= np.mean([interval["low"] <= 0 <= interval["high"] for interval in intervals]) <= 0.97
+
+
+def test_prompts_of_a_form_that_all_do_the_same_count_as_one():
+    rng = np.random.default_rng(8)
+    one = pd.DataFrame({"prompt_id": [f"p{i}" for i in range(30)], "win": rng.choice([0, 0.5, 1], 30)})
+    one = one.assign(policy="dpo", form=one["prompt_id"], kl=1.0, words=9, characters=rng.integers(20, 200, 30))
+    sft = one.assign(policy="sft", kl=0.0, win=0.5, characters=90)
+    four = pd.concat([table.assign(prompt_id=table["prompt_id"] + f"-{i}") for i in range(4) for table in (sft, one)])
+    expected, found = (summarize(table, n_bootstrap=200)["dpo"] for table in (pd.concat([sft, one]), four))
+    assert (expected.pop("n_prompts"), found.pop("n_prompts")) == (30, 120)
+    assert expected.pop("n_clusters") == found.pop("n_clusters") == 30
+    for name in ("kl", "win_rate"):
+        assert found[name] == pytest.approx(expected[name])
+    # The scale that lengths are standardised by counts prompts.
+    assert found["length_controlled_win_rate"] == pytest.approx(expected["length_controlled_win_rate"], abs=0.2)
+
+
+def test_prompts_without_a_form_stand_for_themselves():
+    table = pd.DataFrame({"prompt_id": ["a", "b", "c", "d", "a"]})
+    assert clusters_of(table).tolist() == [0, 1, 2, 3, 0]
+    assert clusters_of(table.assign(form=["x", None, "x", None, "x"])).tolist() == [0, 1, 0, 2, 0]
+    assert clusters_of(table.assign(form=[1.0, np.nan, 1.0, 2.0, 1.0])).tolist() == [0, 1, 0, 2, 0]
+
+
+def test_a_single_cluster_has_no_interval():
+    interval = bootstrap(np.arange(5.0), clusters=np.zeros(5, int))
+    assert interval["mean"] == 2
+    assert np.isnan([interval["low"], interval["high"]]).all()
+
+
+def test_every_interval_draws_as_often_as_asked():
+    rng = np.random.default_rng(9)
+    texts = {
+        name: [" ".join(rng.choice(["good", "terrible", "desk"], 3)) for _ in range(20)] for name in ("sft", "dpo")
+    }
+    summary = summarize(judge(_responses(**texts), GoldJudge()), n_bootstrap=1)["dpo"]
+    intervals = [value for value in summary.values() if isinstance(value, dict)]
+    assert len(intervals) == 6
+    assert all(interval["low"] == interval["high"] for interval in intervals)
+
+
+def test_judgements_keep_the_form_of_their_prompts():
+    responses = _responses(sft=["good", "bad"], dpo=["fine", "evil"])
+    assert "form" not in judge(responses, GoldJudge())
+    forms = ["x", "y", "x", "y"]
+    assert judge(responses.assign(form=forms), GoldJudge())["form"].tolist() == forms
+
+
+# --- summaries
 
 
 def test_summary_is_the_same_every_time_and_whatever_the_order_of_rows_and_policies():
@@ -125,14 +220,6 @@ def test_summary_refuses_a_kl_that_is_not_a_number():
         summarize(judgements, n_bootstrap=10)
 
 
-def test_length_control_leaves_the_settings_of_scikit_learn_alone():
-    import sklearn
-
-    before = sklearn.get_config()
-    length_controlled_win_rate(np.tile([0.0, 1.0, 1.0], 10), np.arange(30.0))
-    assert sklearn.get_config() == before
-
-
 def test_rewards_are_paired_by_prompt_whatever_the_order_of_the_rows():
     responses = _responses(sft=["bad", "great", "fine day"], dpo=["great", "great", "awful"])
     in_order = judge(responses, GoldJudge()).set_index(["policy", "prompt_id"])
@@ -157,7 +244,7 @@ def test_a_policy_that_always_wins_has_a_win_rate_of_100():
 
 def test_without_a_gold_user_length_and_kl_remain():
     summary = summarize(judge(_responses(sft=["a b", "c"], dpo=["d", "e f g"]), None), n_bootstrap=50)
-    assert set(summary["dpo"]) == {"words", "kl", "n_prompts"}
+    assert set(summary["dpo"]) == {"words", "kl", "n_prompts", "n_clusters"}
     assert summary_table(summary).columns.tolist() == ["words", "KL to SFT (nats)"]
 
 
@@ -209,6 +296,15 @@ def test_preference_accuracy_counts_pairs_and_its_interval_draws_prompts():
     assert accuracy["low"] == 0  # some draws hold prompt b alone
     assert accuracy["high"] == 100
     assert "length_balanced_accuracy" not in found  # no shorter answer was chosen
+
+
+def test_preference_accuracy_draws_forms_where_prompts_have_one():
+    margins = _margins(prompt_id=list("aabbccdd"), margin=[1.0] * 4 + [-1.0] * 4, extra_characters=[1, -1] * 4)
+    one_form = preference_accuracy(margins.assign(form="x"), n_bootstrap=50)["dpo"]
+    assert one_form["preference_accuracy"]["mean"] == one_form["length_balanced_accuracy"]["mean"] == 50
+    assert np.isnan([accuracy["low"] for accuracy in one_form.values()]).all()
+    two_forms = preference_accuracy(margins.assign(form=list("xxxxyyyy")), n_bootstrap=50)["dpo"]
+    assert (two_forms["preference_accuracy"]["low"], two_forms["preference_accuracy"]["high"]) == (0, 100)
 
 
 def test_a_reward_that_is_length_alone_has_a_balanced_accuracy_of_50():

@@ -87,7 +87,7 @@ def test_a_language_model_behind_an_endpoint_ranks_and_evaluates_and_what_it_sai
         scores, counts = external_judge.scores(params, RESPONSES, tmp_path)
         wins, _ = external_judge.wins_over_sft(params.judge, RESPONSES, tmp_path)
     assert scores.tolist() == [1.0, 0.0, 1.0, 0.0]
-    assert (counts["n_comparisons"], counts["n_unreadable"], counts["orders_disagree"]) == (2, 0, 0.0)
+    assert (counts["n_comparisons"], counts["n_unread"], counts["orders_disagree"]) == (2, 0, 0.0)
     summary = evaluation.summarize(evaluation.judge(RESPONSES, None, wins), n_bootstrap=20)
     assert summary["dpo"]["win_rate"]["mean"] == 0
     assert "gold_reward" not in summary["dpo"]

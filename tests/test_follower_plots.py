@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sgpo_lib.follower import convex_program, piecewise, sgpo_loss, side_by_side, tangents, worst_case
+from sgpo_lib.follower import ConvexProgram, sgpo_loss, side_by_side, tangents, worst_case
 from sgpo_lib.plots import follower as plots
 from sgpo_lib.plots import widgets
 
@@ -54,10 +54,10 @@ def test_grouping_costs_nothing_for_a_single_group():
 
 
 def test_solvers_are_drawn_in_the_order_of_the_table(tmp_path):
-    rows = side_by_side(MARGINS, {"exact": lambda m: worst_case(m, 0.1), "half": lambda m: worst_case(m, 0.05)})
+    rows = side_by_side({"exact": worst_case, "again": worst_case}, MARGINS, 0.1)
     figure = plots.solvers_side_by_side(rows)
     figure.savefig(tmp_path / "figure.png")
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["exact", "half"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["exact", "again"]
 
 
 @pytest.mark.filterwarnings("error")
@@ -114,8 +114,8 @@ def test_wrong_labels_are_counted_among_moved_and_other_pairs():
 
 def test_solvers_on_different_pairs_say_how_many():
     rows = [
-        *side_by_side(MARGINS, {"exact": lambda m: worst_case(m, 0.1)}),
-        *side_by_side(MARGINS[:20], {"few": lambda m: worst_case(m, 0.1)}),
+        *side_by_side({"exact": worst_case}, MARGINS, 0.1),
+        *side_by_side({"few": worst_case}, MARGINS[:20], 0.1),
     ]
     labels = [text.get_text() for text in plots.solvers_side_by_side(rows).axes[0].get_yticklabels()]
     assert labels == ["exact, 300 pairs", "few, 20 pairs"]
@@ -123,12 +123,9 @@ def test_solvers_on_different_pairs_say_how_many():
 
 def test_a_solver_within_its_tolerance_looks_like_the_exact_one():
     pieces = tangents(6, (-0.1, 8.0))
-    solvers = {
-        "exact": lambda m: worst_case(m, 0.01, (-0.1, 8.0), piecewise(pieces)),
-        "Clarabel": lambda m: convex_program(m, 0.01, (-0.1, 8.0), pieces),
-        "lazy": lambda m: worst_case(m, 0.0, (-0.1, 8.0), piecewise(pieces)),
-    }
-    rows = side_by_side(MARGINS, solvers)
+    followers = {"exact": worst_case, "Clarabel": ConvexProgram()}
+    rows = side_by_side(followers, MARGINS, 0.01, (-0.1, 8.0), pieces)
+    rows += side_by_side({"lazy": worst_case}, MARGINS, 0.0, (-0.1, 8.0), pieces)
     rows[2] |= {"bound": rows[0]["bound"], "radius": 0.01}
     dots = plots.solvers_side_by_side(rows).axes[0].collections[-1].get_facecolors()
     assert (dots[0] == dots[1]).all()
@@ -160,7 +157,7 @@ def test_the_panel_shows_a_still_figure_and_redraws_it_for_each_slider(shown, tm
     assert len(shown.updates) == 3
     shown.updates[-1].savefig(tmp_path / "figure.png")
     support = (MARGINS.min() - 1, MARGINS.max() + 1)
-    expected = worst_case(MARGINS, 0.1, support, piecewise(tangents(3, support)))
+    expected = worst_case(MARGINS, 0.1, support, tangents(3, support))
     assert f"{expected.value:.4g}" in shown.updates[-1].axes[0].get_title(loc="left")
 
 

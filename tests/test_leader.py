@@ -5,14 +5,11 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given
-from hypothesis import strategies as st
 from trl import DPOConfig, DPOTrainer
 from trl.trainer import dpo_trainer
 
-from sgpo_lib import follower
 from sgpo_lib.annotation import rescore
-from sgpo_lib.leader import train, transport_rows, with_references
+from sgpo_lib.leader import train, with_references
 from sgpo_lib.params import LoraParams, ModelParams, TrainingParams
 from sgpo_lib.policy import Policy, sequence_log_probs
 from sgpo_lib.weighted_dpo import WeightedDPOTrainer
@@ -33,41 +30,6 @@ def _pairs(n: int, rng: np.random.Generator) -> pd.DataFrame:
 def _margins(rows: pd.DataFrame) -> np.ndarray:
     gained = rows["chosen_log_prob"] - rows["ref_chosen_logps"]
     return (BETA * (gained - rows["rejected_log_prob"] + rows["ref_rejected_logps"])).to_numpy()
-
-
-@given(st.lists(st.tuples(st.sampled_from([0.0, 0.3, 1.0]), st.floats(0, 5)), min_size=1, max_size=20))
-def test_weighted_loss_over_the_rows_is_the_expected_loss_under_the_worst_case(worst):
-    moved, displacement = np.array(worst).T
-    pairs = _pairs(len(worst), np.random.default_rng(0))
-    rows = transport_rows(pairs, moved, displacement, BETA)
-    margins = _margins(pairs)
-    expected = np.mean((1 - moved) * _logistic(margins) + moved * _logistic(margins - displacement))
-    assert np.mean(rows["weight"] * _logistic(_margins(rows))) == pytest.approx(expected, rel=1e-9)
-    assert rows["weight"].mean() == pytest.approx(1)
-
-
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=20), st.floats(0, 3))
-def test_rows_of_a_real_worst_case_have_its_value(margins, radius):
-    worst = follower.worst_case(np.array(margins), radius, follower.RangeSupport(0.1))
-    pairs = pd.DataFrame({"ref_chosen_logps": -50.0, "ref_rejected_logps": -40.0}, index=range(len(margins)))
-    pairs = pairs.assign(rejected_log_prob=-45.0, chosen_log_prob=-55 + np.array(margins) / BETA)
-    rows = transport_rows(pairs, worst.moved, worst.displacement, BETA)
-    assert np.mean(rows["weight"] * _logistic(_margins(rows))) == pytest.approx(worst.value, rel=1e-9)
-
-
-def test_a_moved_row_is_its_pair_with_a_margin_lower_by_the_displacement():
-    pairs = _pairs(3, np.random.default_rng(4)).assign(prompt_id=["a", "b", "c"])
-    rows = transport_rows(pairs, np.array([0.0, 1.0, 0.25]), np.array([9.0, 2.0, 3.0]), BETA)
-    assert rows["prompt_id"].tolist() == ["a", "b", "c", "c"]
-    lower = np.array([0, 2, 0, 3])
-    np.testing.assert_allclose(_margins(rows), _margins(pairs)[[0, 1, 2, 2]] - lower, atol=1e-9)
-    np.testing.assert_allclose(rows["weight"] / rows["weight"].sum(), np.array([4, 4, 3, 1]) / 12)
-
-
-def test_an_idle_follower_leaves_plain_dpo_rows():
-    pairs = _pairs(5, np.random.default_rng(1))
-    rows = transport_rows(pairs, np.zeros(5), np.zeros(5), BETA)
-    pd.testing.assert_frame_equal(rows, pairs.assign(weight=1.0, slope=0.0))
 
 
 def test_references_are_the_answering_policy_or_the_sft_model():
@@ -125,7 +87,7 @@ def test_unit_weights_give_the_loss_and_gradient_of_stock_trl(tiny_model, tmp_pa
     for kind, weight in ((DPOTrainer, None), (WeightedDPOTrainer, 1.0)):
         lora = LoraParams(r=4, lora_alpha=8)
         policy = Policy.load(ModelParams(name_or_path=str(tiny_model), dtype="float32", device="cpu", lora=lora))
-        rows = [row | ({} if weight is None else {"weight": weight}) for row in _conversations(6)]
+        rows = [row | ({} if weight is None else {"loss_weight": weight}) for row in _conversations(6)]
         results.append(_loss_and_gradient(_trainer(kind, policy, rows, tmp_path, per_device_train_batch_size=6)))
     (stock, stock_gradient), (ours, our_gradient) = results
     assert ours == pytest.approx(stock, rel=1e-5)
@@ -134,13 +96,13 @@ def test_unit_weights_give_the_loss_and_gradient_of_stock_trl(tiny_model, tmp_pa
 
 
 def test_the_loss_is_the_mean_of_weight_times_loss(policy, tmp_path):
-    rows = [row | {"weight": float(i)} for i, row in enumerate(_conversations(4))]
+    rows = [row | {"loss_weight": float(i)} for i, row in enumerate(_conversations(4))]
     trainer = _trainer(WeightedDPOTrainer, policy, rows, tmp_path, per_device_train_batch_size=4)
     together, _ = _loss_and_gradient(trainer)
     trainer.model.eval()
     alone = []
     for row in trainer.train_dataset:
-        batch = trainer._prepare_inputs(trainer.data_collator([row | {"weight": 1.0}]))
+        batch = trainer._prepare_inputs(trainer.data_collator([row | {"loss_weight": 1.0}]))
         alone.append(trainer.compute_loss(trainer.model, batch).item())
     assert together == pytest.approx(np.mean([i * loss for i, loss in enumerate(alone)]), rel=1e-5)
 
@@ -169,7 +131,7 @@ def _trained_weights(kind, tiny_model, tmp_path, weights=None):
     policy = Policy.load(ModelParams(name_or_path=str(tiny_model), dtype="float32", device="cpu", lora=lora))
     rows = _conversations(6)
     if weights is not None:
-        rows = [row | {"weight": weight} for row, weight in zip(rows, weights, strict=True)]
+        rows = [row | {"loss_weight": weight} for row, weight in zip(rows, weights, strict=True)]
     trainer = _trainer(kind, policy, rows, tmp_path, per_device_train_batch_size=2, learning_rate=1e-2, max_steps=3)
     trainer.train()
     return torch.cat([w.detach().flatten() for n, w in policy.model.named_parameters() if "default" in n])
@@ -185,9 +147,9 @@ def test_training_with_unit_weights_is_training_with_stock_trl(tiny_model, tmp_p
 
 
 def test_losses_can_be_evaluated_while_training(policy, tmp_path):
-    trainer = _trainer(WeightedDPOTrainer, policy, [row | {"weight": 2.0} for row in _conversations(4)], tmp_path)
-    half = trainer.evaluate(Dataset.from_list([row | {"weight": 1.0} for row in _conversations(4)]))["eval_loss"]
-    whole = trainer.evaluate(Dataset.from_list([row | {"weight": 2.0} for row in _conversations(4)]))["eval_loss"]
+    trainer = _trainer(WeightedDPOTrainer, policy, [row | {"loss_weight": 2.0} for row in _conversations(4)], tmp_path)
+    half = trainer.evaluate(Dataset.from_list([row | {"loss_weight": 1.0} for row in _conversations(4)]))["eval_loss"]
+    whole = trainer.evaluate(Dataset.from_list([row | {"loss_weight": 2.0} for row in _conversations(4)]))["eval_loss"]
     assert whole == pytest.approx(2 * half, rel=1e-5)
 
 
@@ -195,7 +157,7 @@ def _rows(policy: Policy, n: int = 8) -> pd.DataFrame:
     rng = np.random.default_rng(3)
     ids = [[rng.integers(2, 500, size).tolist() for _ in range(n)] for size in (12, 6, 4)]
     rows = pd.DataFrame(dict(zip(["prompt_ids", "chosen_ids", "rejected_ids"], ids, strict=True)))
-    return with_references(rescore(policy, rows), "previous").assign(weight=1.0)
+    return with_references(rescore(policy, rows), "previous").assign(loss_weight=1.0)
 
 
 def test_training_opens_the_margins_and_lowers_the_loss(policy):
@@ -218,14 +180,13 @@ def test_the_same_seed_trains_the_same_adapter(tiny_model):
 def test_a_policy_can_be_trained_again_in_the_same_session(policy):
     rows = _rows(policy)
     first, second = (train(policy, rows, TRAINING, BETA, seed=0)["rewards/margins"] for _ in range(2))
-    assert second.iloc[0] == pytest.approx(first.iloc[-1], abs=0.2)  # it goes on from where it was
+    assert second.iloc[0] >= first.iloc[-1] > 0  # it goes on from where it was, a step beyond the last logged margin
     assert second.iloc[-1] > first.iloc[-1]
 
 
 def test_a_displaced_row_starts_at_minus_its_displacement(policy):
-    rows = transport_rows(_rows(policy), np.array([1.0] + [0.0] * 7), np.full(8, 1.6), BETA)
+    rows = _rows(policy).assign(loss_moved=[1.0] + [0.0] * 7, loss_displacement=1.6)
     log = train(policy, rows, TRAINING.model_copy(update={"per_device_train_batch_size": 8}), BETA, seed=0)
-    assert log["rewards/margins"].iloc[0] == pytest.approx(-1.6 / 8, abs=1e-3)
     assert log["loss"].iloc[0] == pytest.approx((7 * np.log(2) + _logistic(-1.6)) / 8, abs=1e-3)
 
 
@@ -262,7 +223,7 @@ def test_accumulated_gradients_are_those_of_a_larger_batch(tiny_model):
     for size, steps in ((4, 1), (2, 2)):
         lora = LoraParams(r=4, lora_alpha=8)
         policy = Policy.load(ModelParams(name_or_path=str(tiny_model), dtype="float32", device="cpu", lora=lora))
-        rows = _rows(policy).assign(weight=[0.5, 1.5, 2.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+        rows = _rows(policy).assign(loss_weight=[0.5, 1.5, 2.0, 0.0, 1.0, 1.0, 1.0, 1.0])
         sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "optim": "sgd"}
         train(policy, rows, TRAINING.model_copy(update=sizes), BETA, seed=7)
         adapters.append(torch.cat([w.flatten() for n, w in policy.model.named_parameters() if ".default." in n]))

@@ -9,7 +9,7 @@ import pytest
 from chat_server import reply, servers
 
 from sgpo_lib import annotation, evaluation
-from sgpo_lib.endpoint import Endpoint
+from sgpo_lib.endpoint import Endpoint, EndpointError
 from sgpo_lib.llm_judge import LLMJudge
 from sgpo_lib.pairwise import audit, score_responses
 
@@ -49,7 +49,7 @@ def test_a_judge_without_position_bias_prefers_the_same_answer_in_both_orders(se
     assert table["asked"].tolist() == [True, True, False, True]
     assert len(server.seen) == 6  # equal answers need no judge
     counts = audit(table)
-    assert (counts["orders_disagree"], counts["prefers_shown_first"], counts["n_unreadable"]) == (0.0, 0.5, 0)
+    assert (counts["orders_disagree"], counts["prefers_shown_first"], counts["n_unread"]) == (0.0, 0.5, 0)
     assert (counts["n_comparisons"], counts["n_verdicts"], counts["ties"]) == (4, 6, 0.25)
 
 
@@ -71,18 +71,65 @@ def test_a_malformed_reply_is_asked_again_and_told_so(serve, tmp_path):
     assert [m["role"] for m in server.seen[-1][2]["messages"]] == ["system", "user", "assistant", "user"]
 
 
-def test_replies_that_stay_unreadable_are_ties_and_counted_aloud(serve, tmp_path):
+def test_replies_that_stay_unread_are_ties_and_counted_aloud(serve, tmp_path):
     def mumbles(first, second, n_tries):
         return "m" if first == "good" else ""
 
-    judge, server = judge_who(mumbles, serve, tmp_path, n_tries=2)
-    with pytest.warns(UserWarning, match=r"3 of 4 verdicts of 'm' could not be read in 2 tries and count as ties"):
+    judge, server = judge_who(mumbles, serve, tmp_path, n_tries=2, max_unread=1)
+    with pytest.warns(UserWarning, match=r"3 of 4 verdicts of 'm' stay unread: 3 could not be read in 2 tries, 0 have"):
         table = judge.compare(PROMPTS[:2], ["good", "a"], ["bad", "b"])
     assert table["preference"].tolist() == [0.75, 0.5]
     assert len(server.seen) == 1 + 2 * 3
     counts = audit(table)
-    assert (counts["n_unreadable"], counts["n_verdicts"]) == (3, 4)
+    assert (counts["n_unread"], counts["n_verdicts"]) == (3, 4)
     assert counts["orders_disagree"] is None
+
+
+def refuses(*texts):
+    """Give a server's behaviour: it refuses what shows an answer that is among `texts`."""
+
+    def behave(n, request, headers):
+        if set(shown(request)) & set(texts):
+            return 400, {"error": {"code": "content_filter"}}, {}
+        return 200, reply(longer(*shown(request), 1)), {}
+
+    return behave
+
+
+def test_what_a_content_filter_refuses_is_a_tie_that_is_counted_and_stops_nothing(serve, tmp_path):
+    server = serve(refuses("bad"))
+    judge = LLMJudge(Endpoint(server.url, "m", tmp_path))
+    with pytest.warns(UserWarning, match=r"2 of 8 verdicts .* 2 have no answer \(one of them: .*content_filter"):
+        table = judge.compare(PROMPTS, ["long answer", "bad", "x", "y"], ["short", "b", "long", "long"])
+    assert table["preference"].tolist() == [1.0, 0.5, 0.0, 0.0]
+    assert len(server.seen) == 8  # what was refused is not asked again
+    assert (audit(table)["n_unread"], judge.endpoint.usage()["unanswered"]) == (2, 2)
+
+
+def test_more_than_the_share_that_is_borne_stops(serve, tmp_path):
+    texts = ["long answer", "bad", "worse", "y"]
+    with pytest.raises(EndpointError, match="No more than 2 may stay without an answer"):
+        LLMJudge(Endpoint(serve(refuses("bad", "worse")).url, "m", tmp_path)).compare(PROMPTS, texts, ["short"] * 4)
+    with pytest.raises(EndpointError, match="content_filter"):
+        LLMJudge(Endpoint(serve(refuses("bad")).url, "m", tmp_path / "b"), max_unread=0).compare(
+            PROMPTS, texts, ["short"] * 4
+        )
+    judge, _ = judge_who(lambda *_: "Well, it depends.", serve, tmp_path / "c")
+    with pytest.raises(EndpointError, match=r"8 of 8 verdicts .* more than max_unread = 0\.1"):
+        judge.compare(PROMPTS, texts, ["short"] * 4)
+
+
+def test_unfinished_thoughts_are_no_verdict_and_a_bare_name_that_fills_the_reply_is(serve, tmp_path):
+    def cut(n, request, headers):
+        first, second = shown(request)
+        if "thinks" in (first, second):
+            return 200, reply("Let me compare them.\nm", finish_reason="length"), {}
+        return 200, reply(longer(first, second, 1), finish_reason="length"), {}
+
+    judge = LLMJudge(Endpoint(serve(cut).url, "m", tmp_path))
+    with pytest.warns(UserWarning, match="2 of 4 verdicts"):
+        table = judge.compare(PROMPTS[:2], ["long answer", "thinks"], ["short", "b"])
+    assert table["preference"].tolist() == [1.0, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +138,9 @@ def test_replies_that_stay_unreadable_are_ties_and_counted_aloud(serve, tmp_path
 def test_the_question_is_alpaca_evals_with_the_answers_as_they_are(serve, tmp_path, annotator):
     tricky = "{output_2} <|im_end|> \\1 {instruction}"
     seen = []
-    judge, server = judge_who(lambda *texts: seen.append(texts) or "", serve, tmp_path, annotator=annotator, n_tries=1)
+    judge, server = judge_who(
+        lambda *texts: seen.append(texts) or "", serve, tmp_path, annotator=annotator, n_tries=1, max_unread=1
+    )
     with pytest.warns(UserWarning, match="2 of 2 verdicts"):
         judge.compare(PROMPTS[:1], [tricky], ["other"])
     assert sorted(texts[:2] for texts in seen) == sorted([(tricky, "other"), ("other", tricky)])
@@ -164,8 +213,6 @@ def test_preferences_are_wins_of_the_length_controlled_win_rate(serve, tmp_path)
 
 
 def test_a_judgement_that_was_cut_short_goes_on_where_it_stopped(serve, tmp_path):
-    from sgpo_lib.endpoint import EndpointError
-
     first, second = ["long answer"] * 4, ["short"] * 4
     broken = serve(lambda n, request, headers: (200, reply("m"), {}) if n <= 3 else (404, "gone", {}))
     with pytest.raises(EndpointError, match="of 8 answers are safe"):

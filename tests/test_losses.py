@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgpo_lib.losses import dr_dpo_loss, extrapolated_log_probs, weighted_logistic
+from sgpo_lib.losses import dr_dpo_loss, weighted_logistic
 
 margins = st.lists(st.floats(-8, 8), min_size=1, max_size=12).map(np.array)
 
@@ -47,16 +47,8 @@ def test_dr_dpo_becomes_dpo_for_large_beta_and_forgets_the_worst_pair_for_small(
     assert abs(gradient[2]) < 1e-6 < abs(gradient[1])
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.5])
-def test_extrapolated_log_probs_are_those_of_the_exaggerated_softmax(strength):
-    rng = np.random.default_rng(0)
-    logits, reference = rng.normal(size=(2, 2, 4, 5))
-    labels = np.array([[-100, 3, 1, -100], [-100, -100, 2, 4]])
-    expected = np.zeros(2)
-    for row in range(2):
-        for t in range(1, 4):
-            if labels[row, t] >= 0:
-                weights = np.exp((1 + strength) * logits[row, t - 1] - strength * reference[row, t - 1])
-                expected[row] += np.log(weights[labels[row, t]] / weights.sum())
-    got = extrapolated_log_probs(*(torch.tensor(x) for x in (logits, reference, labels)), strength)
-    np.testing.assert_allclose(got, expected, rtol=1e-5)
+@given(margins, st.floats(0, 1), st.floats(0, 3), st.floats(0, 2))
+def test_what_is_moved_has_the_loss_of_a_lower_margin(x, moved, displacement, weight):
+    expected = np.mean(weight * ((1 - moved) * logistic(x) + moved * logistic(x - displacement)))
+    columns = [torch.full((x.size,), value, dtype=torch.float64) for value in (weight, 0.0, moved, displacement)]
+    assert weighted_logistic(torch.tensor(x), *columns).item() == pytest.approx(expected, abs=1e-9)

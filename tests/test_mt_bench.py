@@ -8,6 +8,7 @@ import pytest
 from small_mt_bench import write_package
 
 from sgpo_lib import mt_bench
+from sgpo_lib.endpoint import EndpointError, Reply
 from sgpo_lib.params import GenerationParams, ModelParams
 from sgpo_lib.policy import Policy
 
@@ -41,9 +42,10 @@ class Judge:
     def __init__(self, reply):
         self.reply, self.asked = reply, []
 
-    def complete(self, conversations):
+    def complete(self, conversations, max_unanswered):
         self.asked.append(conversations)
-        return [self.reply(conversation) for conversation in conversations]
+        replies = [self.reply(conversation) for conversation in conversations]
+        return [reply if isinstance(reply, Reply) else Reply(reply) for reply in replies]
 
 
 def test_the_second_turn_is_asked_after_the_first_ones_answer(bench, policy, monkeypatch):
@@ -98,7 +100,8 @@ def test_a_malformed_reply_is_asked_for_again_in_the_same_conversation_then_miss
         return "Rating: [[8]]"
 
     judge = Judge(reply)
-    ratings = mt_bench.rate(bench, answers, judge)
+    with pytest.warns(UserWarning, match="4 of 12 ratings are missing: 0 without an answer"):
+        ratings = mt_bench.rate(bench, answers, judge, max_unread=0.5)
     assert [len(conversations) for conversations in judge.asked] == [12, 8, 4]
     by_category = ratings.groupby("category")
     assert by_category["n_asked"].max().to_dict() == {"writing": 1, "stem": 2, "math": 3}
@@ -117,9 +120,27 @@ def test_a_malformed_reply_is_asked_for_again_in_the_same_conversation_then_miss
 
 def test_a_judge_that_returns_too_few_replies_is_refused(bench, answers):
     judge = Judge(lambda conversation: "[[5]]")
-    judge.complete = lambda conversations: ["[[5]]"]
+    judge.complete = lambda conversations, max_unanswered: [Reply("[[5]]")]
     with pytest.raises(ValueError, match="1 replies to 12 conversations"):
         mt_bench.rate(bench, answers, judge)
+
+
+def test_a_rating_that_the_judge_refuses_is_missing_and_too_many_stop(bench, answers):
+    def refuses(conversation):
+        return Reply(None, problem="HTTP 400") if "First {of} math 0" in conversation[1]["content"] else "[[5]]"
+
+    judge = Judge(refuses)
+    with pytest.warns(UserWarning, match="2 of 12 ratings are missing: 2 without an answer"):
+        ratings = mt_bench.rate(bench, answers, judge)
+    assert (ratings["rating"].sum(), len(judge.asked)) == (50, 1)
+    assert ratings.loc[ratings["rating"].isna(), "judgement"].tolist() == ["(no answer: HTTP 400)"] * 2
+    with pytest.raises(EndpointError, match=r"12 of 12 ratings are missing.* more than max_unread = 0\.1"):
+        mt_bench.rate(bench, answers, Judge(lambda conversation: "no idea"))
+
+
+@pytest.mark.parametrize(("reply", "rating"), [("Rating: [[7]]", 7), ("[[3]] at first sight, but", np.nan)])
+def test_a_reply_cut_short_is_read_only_if_it_ends_with_its_rating(reply, rating):
+    assert mt_bench.parse_rating(reply, is_cut=True) == pytest.approx(rating, nan_ok=True)
 
 
 def test_answers_to_unknown_questions_are_refused(bench, answers):
@@ -154,6 +175,23 @@ def test_the_score_is_the_mean_of_all_ratings_with_an_interval_over_questions(be
     assert {turn: value["mean"] for turn, value in summary["turns"].items()} == {"turn 1": 4.5, "turn 2": 5.0}
     assert summary["categories"]["writing"]["mean"] == ratings[ratings["category"] == "writing"]["rating"].mean()
     assert (summary["n_questions"], summary["n_missing"]) == (6, 0)
+
+
+def test_with_ratings_missing_the_score_is_fastchats_mean_over_ratings_not_over_questions(bench, answers):
+    ratings = mt_bench.rate(bench, answers, Judge(lambda conversation: "[[5]]"))
+    ratings["rating"] = [9.0, np.nan, *[1.0, 3.0] * 5]
+    kept = ratings.dropna(subset="rating")  # as FastChat drops its -1
+    summary = mt_bench.summarize(ratings, n_bootstrap=500)
+    assert summary["score"]["mean"] == pytest.approx(kept["rating"].mean())
+    assert summary["score"]["mean"] != pytest.approx(kept.groupby("question_id")["rating"].mean().mean())
+    assert summary["turns"]["turn 2"]["mean"] == 3
+
+
+def test_a_category_of_one_question_has_a_mean_without_an_interval(bench, answers):
+    ratings = mt_bench.rate(bench, answers, Judge(lambda conversation: "[[5]]"))
+    one = ratings[ratings["question_id"] == ratings["question_id"].iloc[0]]
+    table = mt_bench.summary_table({"dpo": mt_bench.summarize(one, n_bootstrap=10)})
+    assert table.loc["dpo", "score"] == "5.00"
 
 
 def test_few_questions_are_taken_from_all_categories(data):

@@ -62,6 +62,19 @@ def test_shipped_file_can_be_asked_for_every_method(path):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_files_made_for_gpus_do_not_fall_back_to_the_cpu(path):
+    made_for_gpus = "80 GB GPU" in path.read_text().split("\nmodel:")[0]
+    assert load_params(path).model.device == ("cuda" if made_for_gpus else "auto")
+
+
+def test_weights_in_4_bits_cannot_be_scored_in_float32(write):
+    model = {"name_or_path": "a/b", "quantization": "nf4", "lora": {}}
+    with pytest.raises(ValueError, match=r"quantization needs model\.scoring_dtype: auto"):
+        load_params(write(model=model))
+    assert load_params(write(model=model | {"scoring_dtype": "auto"})).model.scoring_dtype == "auto"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_file_leaves_no_section_or_size_to_defaults(path):
     params, written = load_params(path), yaml.safe_load(path.read_text())
     if "extends" in written:
@@ -400,6 +413,14 @@ def test_the_judge_of_a_file_ranks_for_iter_dpo_external_and_for_no_method_that_
 def test_a_secret_in_the_judges_url_is_refused_and_not_repeated(write, url):
     with pytest.raises(ValueError, match=r"judge\.url must be a plain address") as refused:
         load_params(write(judge={"kind": "llm", "url": url, "model": "m"}))
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_judges_key_variable_must_look_like_one_and_is_not_repeated(write):
+    judge = {"kind": "llm", "url": "https://host/v1", "model": "m"}
+    load_params(write(judge=judge | {"api_key_variable": "HF_TOKEN"}))
+    with pytest.raises(ValueError, match="ends in _API_KEY or _TOKEN") as refused:
+        load_params(write(judge=judge | {"api_key_variable": "sk-s3cret"}))
     assert "s3cret" not in str(refused.value)
 
 

@@ -140,7 +140,7 @@ def test_checkpointing_saves_memory_and_costs_another_forward_pass():
 
 
 def test_stages_count_what_the_notebooks_do():
-    params = params_of("smollm2-135m")
+    params = params_of("smollm2-135m", **{"model.dtype": "float32"})
     config = find_config(params.model)[0]
     made = {stage.name: stage for stage in stages(params, Shape(config, params.model, False), Lengths(40, 50, 128, 64))}
     rounds = [f"{step} {t}" for t in (1, 2, 3) for step in ("annotation", "follower", "leader")]
@@ -161,7 +161,7 @@ def test_a_prompt_is_read_once_for_all_its_answers():
 
 
 def test_labelled_data_is_planned_with_all_pairs_of_a_prompt_calibration_and_held_out_pairs():
-    params = params_of("labelled-pairs", **{"data.n_calibration": 10})
+    params = params_of("labelled-pairs", **{"data.n_calibration": 10, "model.scoring_dtype": "auto"})
     lengths = Lengths(40, 50, 128, 64)
     made = {stage.name: stage for stage in stages(params, shape_of("smollm2-135m"), lengths, pairs_per_prompt=4)}
     assert made["seed DPO"].trained == 2 * 32 * 4 * 90
@@ -184,13 +184,28 @@ def test_four_bit_weights_take_about_a_quarter_and_adapters_what_they_took():
     assert 3.5 < nf4.frozen_bytes / 2**30 < 4.1
 
 
-def test_answering_holds_what_its_batch_caches_and_full_fine_tuning_the_sft_model_too():
+def test_answering_holds_weights_and_what_its_batch_caches_in_float32_where_all_weights_are_trained():
     params, lengths = params_of("mistral-7b"), Lengths(1024, 300, 1024, 300)
     full = memory(params, shape_of("mistral-7b"), find_machine("H100-80GB"), lengths)["answering"]
-    keys_and_values = 2 * 32 * 8 * 128 * 2  # both, layers, heads, their width, bytes
+    keys_and_values = 2 * 32 * 8 * 128 * 4  # both, layers, heads, their width, bytes
     assert full["KV cache"] == 64 * (1024 + 300) * keys_and_values
-    assert full["SFT copy"] == full["weights"] == 2 * PUBLISHED[params.model.name_or_path]
-    assert needs("mistral-7b-lora", 1)["answering"]["SFT copy"] == 0
+    assert full["weights"] == 4 * PUBLISHED[params.model.name_or_path]
+
+
+def test_scoring_in_float32_widens_frozen_weights_of_16_bits():
+    assert needs("mistral-7b-lora", 1)["answering"]["float32 copy for scoring"] == 0
+    widened = needs("mistral-7b-lora", 1, **{"model.scoring_dtype": "float32"})["answering"]
+    assert widened["float32 copy for scoring"] == 4 * PUBLISHED[params_of("mistral-7b").model.name_or_path]
+
+
+def test_answers_sampled_in_16_bits_are_scored_by_the_policy_once_more():
+    made = {}
+    for dtype in ("auto", "float32"):
+        params = params_of("smollm2-135m", **{"model.scoring_dtype": dtype, "model.dtype": "bfloat16"})
+        shape = Shape(SMALL, params.model, on_gpu=False)
+        made[dtype] = {stage.name: stage.scored for stage in stages(params, shape, Lengths(50, 40, 60, 64))}
+    for name in ("annotation 1", "evaluation"):
+        assert made["float32"][name] == 2 * made["auto"][name] > 0
 
 
 def test_sharding_divides_weights_gradients_and_optimiser():

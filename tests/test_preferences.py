@@ -63,8 +63,22 @@ def test_builtin_prompts_are_short_finished_sentences():
 
 def test_builtin_loads_as_single_user_turns():
     data = preferences.load("builtin")
-    assert list(data.columns) == ["prompt_id", "prompt"]
+    assert list(data.columns) == ["prompt_id", "prompt", "form"]
     assert [preferences.user_text(prompt) for prompt in data["prompt"]] == builtin_prompts()
+
+
+def test_builtin_prompts_come_with_the_form_they_are_made_from():
+    data = preferences.load("builtin")
+    assert set(data["form"].value_counts()) == {80}
+    for prompt, form in zip(data["prompt"], data["form"], strict=True):
+        pattern = re.sub(r"\\{\w+\\}", "(.+)", re.escape(form))
+        assert re.fullmatch(pattern, preferences.user_text(prompt))
+
+
+def test_held_out_prompts_keep_their_form_and_rounds_do_without():
+    splits = preferences.split(preferences.load("builtin"), 5, [5], 20, shuffle_seed=0)
+    assert splits.evaluation["form"].notna().all()
+    assert list(splits.rounds[0].columns) == ["prompt_id", "prompt"]
 
 
 # --- formats

@@ -1,11 +1,14 @@
 """Reward models as judges: a classifier's own outputs, whatever the batch; and pairs read in both orders."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
@@ -117,6 +120,21 @@ def test_a_model_without_a_trained_head_or_with_several_outputs_is_refused(tiny_
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has 3 outputs"):
         RewardModelJudge.load(tmp_path)
+
+
+def test_a_reward_model_that_lacks_or_has_other_weights_is_not_taken_in_silence(reward_model, tmp_path):
+    weights = load_file(reward_model / "model.safetensors")
+    layer = next(name for name in sorted(weights) if "mlp" in name)
+    for name, tensors in {
+        "less": {k: v for k, v in weights.items() if k != layer},
+        "more": weights | {"extra.w": weights[layer].clone()},
+    }.items():
+        folder = shutil.copytree(reward_model, tmp_path / name)
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"lacks 1 tensors.*{re.escape(layer)}"):
+        load(RewardModelJudge, tmp_path / "less")
+    with pytest.warns(UserWarning, match=r"no place for.*extra\.w"):
+        load(RewardModelJudge, tmp_path / "more")
 
 
 def test_a_model_that_is_not_there_is_said_to_be_missing(monkeypatch):

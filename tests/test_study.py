@@ -85,9 +85,9 @@ def made_up(gains: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_differences_are_paired_by_seed_so_that_common_luck_cancels():
-    luck = np.array([-3.0, 0.0, 3.0, 1.0])
-    results = made_up({("", "spa"): luck, ("", "ssapo"): luck + 0.1 + np.array([0.01, -0.01, 0.0, 0.0])})
+def test_differences_are_paired_by_seed_so_that_what_a_seed_gives_to_all_cancels():
+    of_seed = np.array([-3.0, 0.0, 3.0, 1.0])
+    results = made_up({("", "spa"): of_seed, ("", "ssapo"): of_seed + 0.1 + np.array([0.01, -0.01, 0.0, 0.0])})
     (row,) = comparison.paired_differences(results, ["spa"], "gold_reward_vs_sft").itertuples()
     assert (row.variant, row.baseline, row.n_seeds) == ("ssapo", "spa", 4)
     assert row.mean == pytest.approx(0.1)
@@ -128,7 +128,7 @@ def test_a_verdict_says_better_only_if_the_interval_excludes_0():
     endings = {line.split(" against")[0]: line.rsplit("seeds: ", 1)[1] for line in lines}
     assert endings == {
         "ssapo": "better at 95%.",
-        "spa": "no significant difference at 95%.",
+        "spa": "undecided at 95%.",
         "ipo": "worse at 95%.",
     }
 

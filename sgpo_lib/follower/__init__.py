@@ -6,12 +6,13 @@ scikit-learn and torch are loaded by the functions that need them.
 
 from sgpo_lib.follower.compare import side_by_side
 from sgpo_lib.follower.differentiable import sgpo_loss
-from sgpo_lib.follower.exact import closed_form_value, grouped, worst_case
-from sgpo_lib.follower.loss import Loss, Pieces, logistic_loss, negative_log, piecewise, tangents
-from sgpo_lib.follower.program import convex_program
+from sgpo_lib.follower.exact import closed_form_value, worst_case
+from sgpo_lib.follower.grouped import Grouped
+from sgpo_lib.follower.loss import Loss, Pieces, logistic_loss, tangents
+from sgpo_lib.follower.program import ConvexProgram
+from sgpo_lib.follower.published import Published
 from sgpo_lib.follower.radius import CalibratedRadius, calibrated_radius, resolve_radius, shift_radius
-from sgpo_lib.follower.result import Atoms, Moves, WorstCase
-from sgpo_lib.follower.slsqp import published
+from sgpo_lib.follower.result import Atoms, Follower, Moves, WorstCase
 from sgpo_lib.follower.support import (
     SUPPORT_RULES,
     QuantileSupport,
@@ -25,22 +26,21 @@ __all__ = [
     "SUPPORT_RULES",
     "Atoms",
     "CalibratedRadius",
+    "ConvexProgram",
+    "Follower",
+    "Grouped",
     "Loss",
     "Moves",
     "Pieces",
+    "Published",
     "QuantileSupport",
     "RangeSupport",
     "Support",
     "WorstCase",
     "calibrated_radius",
     "closed_form_value",
-    "convex_program",
-    "grouped",
     "logistic_loss",
     "make_support",
-    "negative_log",
-    "piecewise",
-    "published",
     "resolve_radius",
     "resolve_support",
     "sgpo_loss",

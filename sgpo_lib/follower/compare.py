@@ -1,32 +1,39 @@
-"""Several solvers on the same margins: what each returns, how far it breaks the budget, how long it takes."""
+"""Several followers on the same margins: what each returns, how far it breaks the budget, how long it takes."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-import numpy as np
+from sgpo_lib.follower.loss import Loss, logistic_loss
+from sgpo_lib.follower.result import Follower
+from sgpo_lib.follower.support import Support
 
-from sgpo_lib.follower.result import WorstCase
 
-
-def side_by_side(margins: np.ndarray, solvers: Mapping[str, Callable[[np.ndarray], WorstCase]]) -> list[dict]:
-    """Run each solver once on the same margins.
+def side_by_side(
+    followers: Mapping[str, Follower],
+    margins,
+    radius: float,
+    support: Support | None = None,
+    loss: Loss = logistic_loss,
+) -> list[dict]:
+    """Give each follower the same problem once.
 
     Parameters
     ----------
-    margins : ndarray, shape (N,)
-    solvers : mapping of a name to a function of the margins
-        For instance ``{"exact": lambda m: worst_case(m, 0.01)}``.
+    followers : mapping of a name to a follower
+        For instance ``{"exact": worst_case, "groups of 100": Grouped(100)}``.
+    margins, radius, support, loss
+        As in `worst_case`.
 
     Returns
     -------
     list of dict
-        One row a solver: ``solver``, ``n_pairs``, ``value``, ``nominal``, ``bound`` (the dual value),
+        One row a follower: ``solver``, ``n_pairs``, ``value``, ``nominal``, ``bound`` (the dual value),
         ``lost`` (bound less value), ``radius``, ``excess`` (transport beyond the radius), ``seconds``.
     """
     rows = []
-    for name, solve in solvers.items():
+    for name, solve in followers.items():
         start = time.perf_counter()
-        result = solve(margins)
+        result = solve(margins, radius, support, loss)
         seconds = time.perf_counter() - start
         rows.append(
             {

@@ -14,17 +14,16 @@ the dual of a fractional knapsack with values l(a) - l(xi_i), weights c_i and ef
 convexity makes non-increasing in xi_i. Filling it from the lowest margin is optimal, at price s(xi_m). QED
 
 Neither the paper's tangents nor its grouping is needed: the theorem holds for the logistic loss itself and
-for all pairs at once. A cap on the transport of each pair, t_i c_i <= C, only lowers t_i's limit from 1 to
-min(1, C / c_i).
+for all pairs at once.
 """
 
 import math
 
 import numpy as np
 
-from sgpo_lib.follower.inputs import checked_count, checked_margins, checked_radius
+from sgpo_lib.follower.inputs import checked_margins, checked_radius
 from sgpo_lib.follower.loss import Loss, logistic_loss
-from sgpo_lib.follower.result import Moves, WorstCase, concatenate
+from sgpo_lib.follower.result import Moves, WorstCase
 from sgpo_lib.follower.support import Support, resolve_support
 
 # 16384 float64 margins and the few arrays made of them stay in the second-level cache.
@@ -38,7 +37,6 @@ def worst_case(
     radius: float,
     support: Support | None = None,
     loss: Loss = logistic_loss,
-    max_transport: float | None = None,
 ) -> WorstCase:
     """Return the distribution of largest expected loss within W1 distance `radius` of the margins.
 
@@ -55,9 +53,7 @@ def worst_case(
     support : (a, b), rule, or None
         The window that margins may occupy; None is ``RangeSupport(0.1)``.
     loss : function of an array
-        Convex and non-increasing on the support. ``piecewise(tangents(...))`` gives the paper's.
-    max_transport : float >= 0, optional
-        Limit on the transport of each pair, in the same units.
+        Convex and non-increasing on the support. ``tangents(...)`` gives the paper's.
 
     Returns
     -------
@@ -68,19 +64,18 @@ def worst_case(
     Raises
     ------
     ValueError
-        If margins are empty, NaN or infinite; the radius or max_transport is negative or not finite; the
-        support is empty or not finite; or the loss is infinite at its lower end or increases across it.
+        If margins are empty, NaN or infinite; the radius is negative or not finite; the support is empty or
+        not finite; or the loss is infinite at its lower end or increases across it.
     """
     margins = checked_margins(margins)
     radius = checked_radius(radius)
-    cap = math.inf if max_transport is None else checked_radius(max_transport, "max_transport")
     low, high = resolve_support(support, margins)
     n_clipped = clip_to_support(margins, low, high)
     low_loss = _loss_at_low_end(loss, low, high)
 
-    moves, boundary = _greedy_moves(margins, low, radius, cap)
+    moves, boundary = _greedy_moves(margins, low, radius)
     price = 0.0 if boundary is None else _chord_slope(loss, low, high, boundary)
-    nominal, saved = _nominal_and_dual_terms(margins, loss, low, low_loss, price, cap)
+    nominal, saved = _nominal_and_dual_terms(margins, loss, low, low_loss, price)
     origin = margins[moves.pair]
     gained = moves.fraction @ (low_loss - loss(origin)) / margins.size
     return WorstCase(
@@ -95,45 +90,7 @@ def worst_case(
         n_clipped=n_clipped,
         moves=moves,
         loss=loss,
-        max_transport=cap,
     )
-
-
-def grouped(
-    margins,
-    radius: float,
-    group_size: int,
-    support: Support | None = None,
-    loss: Loss = logistic_loss,
-    max_transport: float | None = None,
-) -> WorstCase:
-    """Solve consecutive groups of pairs on their own, each with the whole radius, as the paper does.
-
-    The value is never above that of `worst_case`, since no group can lend its budget to another. It is here
-    for the paper's Table 4; the exact follower has no need of groups. ``dual_value`` certifies each group's
-    optimality, not that of the whole.
-
-    Parameters
-    ----------
-    group_size : int >= 1
-        Pairs in a group; the last group may be smaller.
-    margins, radius, support, loss, max_transport
-        As in `worst_case`; a support rule looks at all margins, so that all groups share one window.
-
-    Raises
-    ------
-    ValueError
-        As `worst_case`, and if the group size is below 1.
-    """
-    margins = checked_margins(margins)
-    group_size = checked_count(group_size, "group_size")
-    low, high = resolve_support(support, margins)
-    n_clipped = clip_to_support(margins, low, high)
-    parts = [
-        worst_case(margins[start : start + group_size], radius, (low, high), loss, max_transport)
-        for start in range(0, margins.size, group_size)
-    ]
-    return concatenate(parts, n_clipped)
 
 
 def closed_form_value(margins, radius: float) -> float:
@@ -164,7 +121,7 @@ def _loss_at_low_end(loss: Loss, low: float, high: float) -> float:
     if not math.isfinite(low_loss):
         raise ValueError(
             f"the loss is {low_loss} at the lower end a = {low} of the support, so the worst case is too; "
-            'raise a, or in probability space use piecewise(tangents(n_pieces, space="probability"))'
+            'raise a, or in probability space use tangents(n_pieces, space="probability")'
         )
     if low_loss < high_loss:
         raise ValueError(
@@ -174,25 +131,23 @@ def _loss_at_low_end(loss: Loss, low: float, high: float) -> float:
     return low_loss
 
 
-def _greedy_moves(margins: np.ndarray, low: float, radius: float, cap: float) -> tuple[Moves, float | None]:
+def _greedy_moves(margins: np.ndarray, low: float, radius: float) -> tuple[Moves, float | None]:
     """Fill the knapsack from the lowest margin; also return the margin where the budget ran out, if any."""
     budget = radius * margins.size
-    candidates = _lowest_beyond_budget(margins, low, radius, cap)
+    candidates = _lowest_beyond_budget(margins, low, radius)
     if candidates is None:
         pair, fraction, boundary = np.arange(margins.size), np.ones(margins.size), None
     else:
         lowest = margins[candidates]
-        boundary = _where_budget_ends(np.sort(lowest), low, budget, cap)
+        boundary = _where_budget_ends(np.sort(lowest), low, budget)
         # Index order among the candidates is the caller's order, which makes ties stable.
         is_below = lowest < boundary
         below, tied = candidates[is_below], candidates[lowest == boundary]
-        left = max(budget - _total_cost(lowest[is_below], low, cap), 0.0)
-        affordable = left / min(boundary - low, cap)
+        left = max(budget - _total_cost(lowest[is_below], low), 0.0)
+        affordable = left / (boundary - low)
         tied = tied[: int(min(affordable, tied.size)) + 1]
         pair = np.concatenate([below, tied])
         fraction = np.concatenate([np.ones(below.size), np.clip(affordable - np.arange(tied.size), 0, 1)])
-    if cap < math.inf:
-        fraction *= _limit_of_moved_fraction(margins[pair] - low, cap)
     # Without a budget nothing moves, not even a margin that lies at `low` and would move for free.
     if budget == 0 or not fraction.all():
         moving = (fraction > 0) & (budget > 0)
@@ -200,21 +155,16 @@ def _greedy_moves(margins: np.ndarray, low: float, radius: float, cap: float) ->
     return Moves(pair, np.full(pair.size, low), fraction), boundary
 
 
-def _limit_of_moved_fraction(costs: np.ndarray, cap: float) -> np.ndarray:
-    return np.divide(cap, costs, out=np.ones(costs.size), where=costs > cap)
-
-
-def _where_budget_ends(ordered: np.ndarray, low: float, budget: float, cap: float) -> float:
+def _where_budget_ends(ordered: np.ndarray, low: float, budget: float) -> float:
     """Return the first of the ascending margins that the budget does not cover in full."""
     spent = ordered - low
-    np.minimum(spent, cap, out=spent)
     np.cumsum(spent, out=spent)
     rank = np.searchsorted(spent, budget, side="right")
     # Rounding may leave the running sum a hair below the budget that the pairwise sum exceeded.
     return float(ordered[min(rank, ordered.size - 1)])
 
 
-def _lowest_beyond_budget(margins: np.ndarray, low: float, radius: float, cap: float) -> np.ndarray | None:
+def _lowest_beyond_budget(margins: np.ndarray, low: float, radius: float) -> np.ndarray | None:
     """Return the indices of all margins up to a threshold at which moving them costs more than the budget.
 
     None means that the budget moves every margin.
@@ -223,20 +173,18 @@ def _lowest_beyond_budget(margins: np.ndarray, low: float, radius: float, cap: f
     bad sample costs time, not correctness.
     """
     sample = np.sort(margins[:: max(1, margins.size // _SAMPLE)])
-    spent = np.cumsum(np.minimum(sample - low, cap))
+    spent = np.cumsum(sample - low)
     rank = 8 + 5 * int(np.searchsorted(spent, radius * sample.size)) // 4
     while rank < sample.size:
         candidates = np.flatnonzero(margins <= sample[rank])
-        if _total_cost(margins[candidates], low, cap) > radius * margins.size:
+        if _total_cost(margins[candidates], low) > radius * margins.size:
             return candidates
         rank *= 2
-    return np.arange(margins.size) if _total_cost(margins, low, cap) > radius * margins.size else None
+    return np.arange(margins.size) if _total_cost(margins, low) > radius * margins.size else None
 
 
-def _total_cost(margins: np.ndarray, low: float, cap: float) -> float:
-    return math.fsum(
-        np.minimum(margins[start : start + _CHUNK] - low, cap).sum() for start in range(0, margins.size, _CHUNK)
-    )
+def _total_cost(margins: np.ndarray, low: float) -> float:
+    return math.fsum((margins[start : start + _CHUNK] - low).sum() for start in range(0, margins.size, _CHUNK))
 
 
 def _chord_slope(loss: Loss, low: float, high: float, boundary: float) -> float:
@@ -254,8 +202,8 @@ def _chord_slope(loss: Loss, low: float, high: float, boundary: float) -> float:
         return float(max((drops / (points - low)).max(), 0.0))
 
 
-def _nominal_and_dual_terms(margins, loss: Loss, low, low_loss, price, cap) -> tuple[float, float]:
-    """Return the means of l(xi_i) and of u_i max(0, l(a) - price c_i - l(xi_i)), u_i being t_i's limit."""
+def _nominal_and_dual_terms(margins, loss: Loss, low, low_loss, price) -> tuple[float, float]:
+    """Return the means of l(xi_i) and of max(0, l(a) - price c_i - l(xi_i))."""
     nominal, saved = [], []
     for start in range(0, margins.size, _CHUNK):
         costs = margins[start : start + _CHUNK] - low
@@ -265,7 +213,5 @@ def _nominal_and_dual_terms(margins, loss: Loss, low, low_loss, price, cap) -> t
         gains += low_loss
         gains -= losses
         np.maximum(gains, 0, out=gains)
-        if cap < math.inf:
-            gains *= _limit_of_moved_fraction(costs, cap)
         saved.append(gains.sum())
     return math.fsum(nominal) / margins.size, math.fsum(saved) / margins.size

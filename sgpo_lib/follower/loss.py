@@ -6,7 +6,6 @@ increase: the three facts on which the exact follower rests.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -32,20 +31,11 @@ def logistic_loss(margins: np.ndarray) -> np.ndarray:
     return np.log1p(values) - np.minimum(margins, 0)
 
 
-def negative_log(probabilities: np.ndarray) -> np.ndarray:
-    """The same loss in probability space: -log v for v = sigma(x) in (0, 1]; infinite at v = 0.
-
-    Parameters
-    ----------
-    probabilities : ndarray, any shape
-    """
-    with np.errstate(divide="ignore"):
-        return -np.log(probabilities)
-
-
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """The lines whose maximum is a convex, non-increasing loss: max_k (slopes[k] x + intercepts[k]).
+    """A convex, non-increasing loss that is the maximum of K lines: max_k (slopes[k] x + intercepts[k]).
+
+    Like every `Loss` it is called with an array of margins.
 
     Attributes
     ----------
@@ -73,6 +63,14 @@ class Pieces:
     def __len__(self) -> int:
         """K."""
         return self.slopes.size
+
+    def __call__(self, margins: np.ndarray) -> np.ndarray:
+        """Return the loss of each margin, in an array of the same shape."""
+        margins = np.asarray(margins, dtype=float)
+        values = np.full(margins.shape, -np.inf)
+        for slope, intercept in zip(self.slopes, self.intercepts, strict=True):
+            np.maximum(values, slope * margins + intercept, out=values)
+        return values
 
 
 def tangents(n_pieces: int, support: tuple[float, float] | None = None, space: str = "margin") -> Pieces:
@@ -111,16 +109,3 @@ def tangents(n_pieces: int, support: tuple[float, float] | None = None, space: s
     # sigma(-x) = exp(-log(1 + e^x)) does not overflow for any x.
     slopes = -np.exp(-logistic_loss(-knots))
     return Pieces(slopes, logistic_loss(knots) - slopes * knots)
-
-
-def piecewise(pieces: Pieces) -> Loss:
-    """Return the loss that is the maximum of the pieces (a plain function, so it can be pickled)."""
-    return partial(_maximum_of_pieces, pieces)
-
-
-def _maximum_of_pieces(pieces: Pieces, margins: np.ndarray) -> np.ndarray:
-    margins = np.asarray(margins, dtype=float)
-    values = np.full(margins.shape, -np.inf)
-    for slope, intercept in zip(pieces.slopes, pieces.intercepts, strict=True):
-        np.maximum(values, slope * margins + intercept, out=values)
-    return values

@@ -1,12 +1,12 @@
 """The finite convex program of Theorem 3.3, as the paper states it: the reference for the exact follower."""
 
-import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from sgpo_lib.follower.exact import clip_to_support
 from sgpo_lib.follower.inputs import checked_margins, checked_radius
-from sgpo_lib.follower.loss import Pieces, piecewise
+from sgpo_lib.follower.loss import Loss, Pieces
 from sgpo_lib.follower.result import Moves, WorstCase
 from sgpo_lib.follower.support import Support, resolve_support
 
@@ -14,14 +14,8 @@ from sgpo_lib.follower.support import Support, resolve_support
 _TOLERANCES = {"HIGHS": {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}}
 
 
-def convex_program(
-    margins,
-    radius: float,
-    support: Support | None,
-    pieces: Pieces,
-    solver: str = "CLARABEL",
-    max_transport: float | None = None,
-) -> WorstCase:
+@dataclass(frozen=True)
+class ConvexProgram:
     """Solve Theorem 3.3 with CVXPY.
 
     For pieces max_k (a_k x + b_k), over s_ik >= 0 and q_ik,
@@ -33,74 +27,77 @@ def convex_program(
     whose solution puts mass s_ik / N at xi_i - q_ik / s_ik. A linear program of 2NK variables, slow by
     nature: use `worst_case` for work, and this to check it.
 
-    Parameters
+    Attributes
     ----------
-    margins : array_like, shape (N,)
-    radius : float >= 0, in the units of the margins
-    support : (a, b), rule, or None for ``RangeSupport(0.1)``
-    pieces : Pieces
-        The K lines.
     solver : str
         Any solver that CVXPY has for linear programs: "CLARABEL" (interior point), "HIGHS" (simplex), ...
-    max_transport : float >= 0, optional
-        Limit on sum_k |q_ik| of each pair.
-
-    Returns
-    -------
-    WorstCase
-        ``value`` is the solver's objective and ``transport`` what its q spends, so that both show its
-        tolerance. ``dual_value`` is computed here from the solver's price, and bounds every distribution in
-        the ball whatever the solver did. Shifts within the solver's tolerance count as no move.
-
-    Raises
-    ------
-    ValueError
-        As `worst_case`.
-    RuntimeError
-        If the solver does not report a solution.
     """
-    import cvxpy as cp
 
-    margins = checked_margins(margins)
-    radius = checked_radius(radius)
-    cap = math.inf if max_transport is None else checked_radius(max_transport, "max_transport")
-    low, high = resolve_support(support, margins)
-    n_clipped = clip_to_support(margins, low, high)
+    solver: str = "CLARABEL"
 
-    s = cp.Variable((margins.size, len(pieces)), nonneg=True)
-    q = cp.Variable((margins.size, len(pieces)))
-    line_values = np.multiply.outer(margins, pieces.slopes) + pieces.intercepts
-    position = cp.multiply(margins[:, None], s) - q
-    budget = cp.sum(cp.abs(q)) / margins.size <= radius
-    constraints = [cp.sum(s, axis=1) == 1, budget, position >= low * s, position <= high * s]
-    if cap < math.inf:
-        constraints.append(cp.sum(cp.abs(q), axis=1) <= cap)
-    objective = (cp.sum(cp.multiply(line_values, s)) - cp.sum(q @ pieces.slopes)) / margins.size
-    problem = cp.Problem(cp.Maximize(objective), constraints)
-    problem.solve(solver=solver, **_TOLERANCES.get(solver.upper(), {}))
-    if s.value is None:
-        raise RuntimeError(
-            f'{solver} stopped with status "{problem.status}" on {margins.size} pairs, {len(pieces)} pieces; '
-            "try another solver, or worst_case, which solves the same problem exactly"
+    def __call__(self, margins, radius: float, support: Support | None, loss: Pieces) -> WorstCase:
+        """Take what `worst_case` does, with a loss of K lines.
+
+        Returns
+        -------
+        WorstCase
+            ``value`` is the solver's objective and ``transport`` what its q spends, so that both show its
+            tolerance. ``dual_value`` is computed here from the solver's price, and bounds every distribution
+            in the ball whatever the solver did. Shifts within the solver's tolerance count as no move.
+
+        Raises
+        ------
+        ValueError
+            As `worst_case`, and if the loss is not made of lines.
+        RuntimeError
+            If the solver does not report a solution.
+        """
+        import cvxpy as cp
+
+        pieces = checked_pieces(loss)
+        margins = checked_margins(margins)
+        radius = checked_radius(radius)
+        low, high = resolve_support(support, margins)
+        n_clipped = clip_to_support(margins, low, high)
+
+        s = cp.Variable((margins.size, len(pieces)), nonneg=True)
+        q = cp.Variable((margins.size, len(pieces)))
+        line_values = np.multiply.outer(margins, pieces.slopes) + pieces.intercepts
+        position = cp.multiply(margins[:, None], s) - q
+        budget = cp.sum(cp.abs(q)) / margins.size <= radius
+        constraints = [cp.sum(s, axis=1) == 1, budget, position >= low * s, position <= high * s]
+        objective = (cp.sum(cp.multiply(line_values, s)) - cp.sum(q @ pieces.slopes)) / margins.size
+        problem = cp.Problem(cp.Maximize(objective), constraints)
+        problem.solve(solver=self.solver, **_TOLERANCES.get(self.solver.upper(), {}))
+        if s.value is None:
+            raise RuntimeError(
+                f'{self.solver} stopped with status "{problem.status}" on {margins.size} pairs, {len(pieces)} '
+                "pieces; try another solver, or worst_case, which solves the same problem exactly"
+            )
+
+        price = max(float(budget.dual_value), 0.0)
+        nominal = pieces(margins)
+        saved = np.maximum(float(pieces(low)) - price * (margins - low) - nominal, 0)
+        return WorstCase(
+            value=float(problem.value),
+            dual_value=float(price * radius + np.mean(nominal + saved)),
+            price=price,
+            nominal=float(nominal.mean()),
+            margins=margins,
+            support=(low, high),
+            radius=radius,
+            transport=float(np.abs(q.value).sum() / margins.size),
+            n_clipped=n_clipped,
+            moves=moves_from_program(margins, (low, high), s.value, q.value),
+            loss=pieces,
         )
 
-    loss = piecewise(pieces)
-    price = max(float(budget.dual_value), 0.0)
-    nominal = loss(margins)
-    return WorstCase(
-        value=float(problem.value),
-        dual_value=_dual_value(margins, nominal, radius, cap, (low, high), float(loss(low)), price),
-        price=price,
-        nominal=float(nominal.mean()),
-        margins=margins,
-        support=(low, high),
-        radius=radius,
-        transport=float(np.abs(q.value).sum() / margins.size),
-        n_clipped=n_clipped,
-        moves=moves_from_program(margins, (low, high), s.value, q.value),
-        loss=loss,
-        max_transport=cap,
-    )
+
+def checked_pieces(loss: Loss) -> Pieces:
+    """Return the loss if it is made of lines, as the program of Theorem 3.3 needs it."""
+    if not isinstance(loss, Pieces):
+        raise ValueError("the program needs a loss of K lines: give tangents(n_pieces, support) as the loss")
+    return loss
 
 
 def moves_from_program(margins: np.ndarray, support: tuple[float, float], s: np.ndarray, q: np.ndarray) -> Moves:
@@ -119,10 +116,3 @@ def moves_from_program(margins: np.ndarray, support: tuple[float, float], s: np.
     pair, piece = np.nonzero(np.abs(shift) > 1e-7)
     target = np.clip(margins[pair] - shift[pair, piece], *support)
     return Moves(pair, target, share[pair, piece])
-
-
-def _dual_value(margins, losses, radius, cap, support, low_loss, price) -> float:
-    """Return price radius + mean max_z {l(z) - price |z - xi_i|}, z being a or xi_i, within the cap."""
-    costs = margins - support[0]
-    limit = np.divide(cap, costs, out=np.ones_like(costs), where=costs > cap) if cap < math.inf else 1.0
-    return float(price * radius + np.mean(losses + limit * np.maximum(low_loss - price * costs - losses, 0)))

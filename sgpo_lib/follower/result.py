@@ -1,13 +1,13 @@
 """What a follower returns, whichever solver it is: one worst-case distribution and the proof of its value."""
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from sgpo_lib.follower.loss import Loss, Pieces
+from sgpo_lib.follower.support import Support
 
 
 class Moves(NamedTuple):
@@ -70,8 +70,6 @@ class WorstCase:
     moves : Moves
         Where mass went; all other mass stays at its margin.
     loss : function of an array
-    max_transport : float
-        Limit on the transport of each pair, in margin units; infinite if there is none.
     """
 
     value: float
@@ -85,7 +83,6 @@ class WorstCase:
     n_clipped: int
     moves: Moves = field(repr=False)
     loss: Loss = field(repr=False)
-    max_transport: float = math.inf
 
     @property
     def gap(self) -> float:
@@ -135,10 +132,6 @@ class WorstCase:
         atoms = self.atoms()
         return np.bincount(atoms.pair, atoms.weight, self.margins.size) * self.margins.size
 
-    def worst_case_margins(self) -> np.ndarray:
-        """Return xi_i - t_i d_i, shape (N,): where each pair's mass lies on average in the worst case."""
-        return self.margins - self.moved * self.displacement
-
     def masses_and_shifts(self, pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
         """Return (s, q) of Theorem 3.3, each of shape (N, K).
 
@@ -173,12 +166,21 @@ class WorstCase:
             "margin": self.margins,
             "moved": self.moved,
             "displacement": self.displacement,
-            "pair_weight": self.pair_weights(),
             "price": np.full(self.margins.size, self.price),
         }
 
     def _sum_over_moves(self, weights: np.ndarray) -> np.ndarray:
         return np.bincount(self.moves.pair, weights, minlength=self.margins.size).astype(float)  # int if no moves
+
+
+class Follower(Protocol):
+    """Whoever answers the leader: `worst_case`, which is exact; `Grouped`, `ConvexProgram`, `Published` to compare.
+
+    Each is called with margins of shape (N,), the radius in their units, the support or its rule, and the loss.
+    """
+
+    def __call__(self, margins, radius: float, support: Support | None, loss: Loss) -> WorstCase:
+        """Return the worst case that this follower finds."""
 
 
 def concatenate(parts: list[WorstCase], n_clipped: int) -> WorstCase:
@@ -209,5 +211,4 @@ def concatenate(parts: list[WorstCase], n_clipped: int) -> WorstCase:
             np.concatenate([part.moves.fraction for part in parts]),
         ),
         loss=parts[0].loss,
-        max_transport=parts[0].max_transport,
     )

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
-from sgpo_lib.follower import Support, WorstCase, grouped, logistic_loss, piecewise, tangents, worst_case
+from sgpo_lib.follower import Grouped, Support, WorstCase, logistic_loss, tangents, worst_case
 from sgpo_lib.plots.style import COLORS, new_figure
 
 _MARGIN = "margin ξ (reward units)"
@@ -129,7 +129,7 @@ def _draw_knapsack(axes, worst_case: WorstCase, span: float) -> None:
         axes.text(0.5, 0.5, "all margins lie at a: nothing to gain", transform=axes.transAxes, ha="center")
         return
     slopes = (worst_case.loss(np.array([low])) - worst_case.loss(ordered)) / distance
-    widths = np.minimum(distance, worst_case.max_transport) / worst_case.margins.size
+    widths = distance / worst_case.margins.size
     edges = np.concatenate([[0], np.cumsum(widths)])
     end = min(edges[-1], span * worst_case.radius) if worst_case.radius > 0 else edges[-1]
     shown = int(np.searchsorted(edges, end)) if end < edges[-1] else slopes.size
@@ -194,7 +194,7 @@ def labels_of_moved_pairs(worst_case: WorstCase, agrees_with_gold: Sequence[bool
     Returns
     -------
     DataFrame, a row for each of the two kinds that has pairs: ``pairs``, ``wrong``, ``share`` and its 95 %
-    Wilson interval.
+    Wilson interval, which takes pairs for independent.
     """
     from scipy.stats import binomtest
 
@@ -271,7 +271,7 @@ def tangent_error(
     n_pieces = np.unique(np.asarray(n_pieces, dtype=int))
     grid = np.linspace(*support, 20001)
     exact = worst_case(margins, radius, support)
-    lines = [piecewise(tangents(int(k), support)) for k in n_pieces]
+    lines = [tangents(int(k), support) for k in n_pieces]
     errors = np.array([(logistic_loss(grid) - line(grid)).max() for line in lines])
     values = np.array([worst_case(margins, radius, support, line).value for line in lines])
     nested = np.isin(n_pieces, 1 + 2 ** np.arange(16))
@@ -311,7 +311,7 @@ def grouping_cost(margins: np.ndarray, radius: float, support: Support | None, g
     """
     sizes = np.unique(np.asarray(group_sizes, dtype=int))
     whole = worst_case(margins, radius, support)
-    gains = np.array([grouped(margins, radius, int(size), support).value for size in sizes]) - whole.nominal
+    gains = np.array([Grouped(int(size))(margins, radius, support).value for size in sizes]) - whole.nominal
     gain = whole.value - whole.nominal
     # A loss that is only rounding is none.
     lost = np.where(gain - gains > 1e-12 * abs(whole.value), 1 - gains / (gain or 1.0), 0.0)
@@ -337,7 +337,7 @@ def grouping_cost(margins: np.ndarray, radius: float, support: Support | None, g
 
 
 def solvers_side_by_side(table: pd.DataFrame | list[dict]) -> Figure:
-    """Draw the rows of `sgpo_lib.follower.side_by_side`: value, broken budget and time of each solver.
+    """Draw the rows of `sgpo_lib.follower.side_by_side`: value, broken budget and time of each follower.
 
     Values are drawn as a share of what the adversary can gain: 0 is the loss without an adversary and 100 %
     the optimum, so that solvers in margin space and in probability space share an axis.

@@ -48,7 +48,7 @@ def margins_and_agreement(pairs: pd.DataFrame, n_bins: int = 5) -> Figure:
     Parameters
     ----------
     pairs : N rows with `margin` and, for the second panel, `agrees_with_gold`.
-    n_bins : equally filled bins; bars are 95% Wilson intervals.
+    n_bins : equally filled bins; bars are 95% Wilson intervals, which take pairs for independent.
     """
     audited = "agrees_with_gold" in pairs
     figure, axes = new_figure(1, 2 if audited else 1, squeeze=False)
@@ -92,7 +92,9 @@ def _shares(axis, x: Sequence[float], right: Sequence[int], n: Sequence[int]) ->
 
 
 def self_labels_by_round(audits: dict[int, dict]) -> Figure:
-    """Draw each round's self-label accuracy against gold (95% Wilson interval) and its mean margin.
+    """Draw each round's self-label accuracy against gold and its mean margin.
+
+    Bars are 95% Wilson intervals, which take pairs for independent: a little too short where prompts share forms.
 
     Parameters
     ----------

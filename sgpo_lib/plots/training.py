@@ -1,5 +1,6 @@
 """Pictures of the leader's training."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -30,22 +31,24 @@ def training_curves(log: pd.DataFrame, title: str = "") -> Figure:
 
 
 def starting_margins(rows: pd.DataFrame, beta: float) -> Figure:
-    """Draw where each training row's margin starts, by weight: the leader's view of the worst case.
+    """Draw where the mass of each training row starts: the leader's view of the worst case.
 
     Parameters
     ----------
-    rows : as `sgpo_lib.leader.transport_rows` returns them, with the policy's own `chosen_log_prob` and
-        `rejected_log_prob`.
+    rows : N rows as `sgpo_lib.modes.training_rows` returns them, with the policy's own `chosen_log_prob` and
+        `rejected_log_prob`. Of a row that is moved in part, each part is drawn where its margin starts.
     beta : the DPO temperature.
     """
     start = beta * (
         rows["chosen_log_prob"] - rows["rejected_log_prob"] - rows["ref_chosen_logps"] + rows["ref_rejected_logps"]
     )
     figure, axis = new_figure(width=5.5, height=2.8)
-    axis.hist(start, bins=40, weights=rows["weight"], color=COLORS["leader"], alpha=0.75)
+    moved = rows.get("loss_moved", 0.0 * start)
+    position = np.concatenate([start, start - rows.get("loss_displacement", 0.0)])
+    axis.hist(position, bins=40, weights=np.concatenate([1 - moved, moved]), color=COLORS["leader"], alpha=0.75)
     axis.set(
         xlabel="margin at the first step (reward units)",
-        ylabel="weight (pairs)",
+        ylabel="pairs",
         title="Where training starts",
     )
     return figure

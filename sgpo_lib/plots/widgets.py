@@ -7,7 +7,7 @@ import numpy as np
 from IPython.display import display
 from matplotlib.figure import Figure
 
-from sgpo_lib.follower import RangeSupport, logistic_loss, piecewise, tangents, worst_case
+from sgpo_lib.follower import RangeSupport, logistic_loss, tangents, worst_case
 from sgpo_lib.plots.follower import adversary
 
 _N_PIECES = (2, 3, 4, 5, 6, 7, 9, 17)
@@ -47,7 +47,7 @@ def adversary_panel(margins: np.ndarray, radius: float, tau: float = 0.1) -> Non
 
 def _picture(margins: np.ndarray, radius: float, tau: float, n_pieces: int | None) -> Figure:
     support = RangeSupport(tau)(margins)
-    loss = logistic_loss if n_pieces is None else piecewise(tangents(n_pieces, support))
+    loss = logistic_loss if n_pieces is None else tangents(n_pieces, support)
     return adversary(worst_case(margins, radius, support, loss))
 
 

@@ -6,7 +6,7 @@ policy look. Every approximation weakens the adversary, so optimism is never neg
 
 import numpy as np
 
-from sgpo_lib.follower import Pieces, grouped, logistic_loss, piecewise, tangents, worst_case
+from sgpo_lib.follower import Grouped, Pieces, logistic_loss, tangents, worst_case
 
 
 def tangent_gap(pieces: Pieces, support) -> float:
@@ -19,7 +19,7 @@ def tangent_gap(pieces: Pieces, support) -> float:
     slopes, intercepts = pieces.slopes[order], pieces.intercepts[order]
     crossings = -np.diff(intercepts) / np.diff(slopes)
     points = np.concatenate([np.clip(crossings, *support), support])
-    return float((logistic_loss(points) - piecewise(pieces)(points)).max())
+    return float((logistic_loss(points) - pieces(points)).max())
 
 
 def pieces_optimism(margins, radius: float, support, counts) -> tuple[np.ndarray, np.ndarray]:
@@ -29,7 +29,7 @@ def pieces_optimism(margins, radius: float, support, counts) -> tuple[np.ndarray
     """
     exact = worst_case(margins, radius, support).value
     lines = [tangents(int(count), support) for count in counts]
-    approximate = [worst_case(margins, radius, support, piecewise(pieces)).value for pieces in lines]
+    approximate = [worst_case(margins, radius, support, pieces).value for pieces in lines]
     return exact - np.array(approximate), np.array([tangent_gap(pieces, support) for pieces in lines])
 
 
@@ -44,7 +44,7 @@ def grouping_optimism(margins, radius: float, support, sizes) -> tuple[np.ndarra
     transport = exact.moved * exact.displacement
     optimism, bound = [], []
     for size in sizes:
-        optimism.append(exact.value - grouped(margins, radius, int(size), support).value)
+        optimism.append(exact.value - Grouped(int(size))(margins, radius, support).value)
         groups = [transport[start : start + size] for start in range(0, len(margins), size)]
         bound.append(sum(len(g) * max(g.mean() - radius, 0.0) for g in groups) / len(margins))
     return np.array(optimism), np.array(bound)
@@ -118,7 +118,7 @@ def cumulative_optimism(margins, radius: float, support, n_pieces: int, group_si
     d_H is replaced by the overspending bound of `grouping_optimism`, on the piecewise-linear loss.
     """
     pieces = tangents(n_pieces, support)
-    loss = piecewise(pieces)
+    loss = pieces
     starts = range(0, len(margins), group_size)
     parts = [margins[start : start + group_size] for start in starts]
     solved = [bisected_value(part, radius, support, tolerance, loss) for part in parts]
