@@ -36,6 +36,7 @@ SMALL = {
     "max_position_embeddings": 512,
     "initializer_range": 0.1,
 }
+LARGEST = 1_000_000  # weights of a stand-in
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] or '' }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -109,12 +110,17 @@ def make_stand_ins(source: str) -> list[str]:
             cls = getattr(transformers, kind)
             known = set(cls.config_class().to_dict())
             sizes = {key: value for key, value in SMALL.items() if key in known}
+            config = cls.config_class(**sizes, vocab_size=len(wrapped), pad_token_id=0, eos_token_id=2)
+            with torch.device("meta"):
+                weights = sum(weight.numel() for weight in cls(config).parameters())
+            if weights > LARGEST:
+                raise ValueError("not tiny")
             torch.manual_seed(0)
-            model = cls(cls.config_class(**sizes, vocab_size=len(wrapped), pad_token_id=0, eos_token_id=2))
+            model = cls(config)
             model.save_pretrained(name)
             wrapped.save_pretrained(name)
-        except Exception as error:  # an architecture with needs of its own: its tests are not run
-            missing.append(f"{name} ({type(error).__name__})")
+        except Exception:  # an architecture with needs of its own: its tests are not run
+            missing.append(name.split("/")[1])
 
     def message(role: str, text: str) -> dict:
         return {"role": role, "content": text}
