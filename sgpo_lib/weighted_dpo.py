@@ -26,6 +26,8 @@ from trl.trainer.utils import add_fused_lm_head, hash_module
 
 from sgpo_lib.losses import weighted_logistic
 
+_FINITE = (-math.inf, math.inf)
+_ROUNDING = 1e-6  # by which a sum of fractions may exceed 1
 _TOKENS = {"prompt_ids", "chosen_ids", "rejected_ids"}
 _REFERENCES = {"ref_chosen_logps", "ref_rejected_logps"}
 
@@ -44,8 +46,9 @@ class KnownReferencesTrainer(DPOTrainer):
 
         Raises
         ------
-        ValueError : if a dataset has one of the two reference columns only, or there are known references and a
-            reference model, which could contradict each other.
+        ValueError : if a dataset has one of the two reference columns only, or a reference that is not finite (of a
+            streamed dataset when the row comes), or there are known references and a reference model, which could
+            contradict each other.
         """
         given = _arguments(args, kwargs)
         columns = {name: _columns(dataset) for name, dataset in _datasets(given).items()}
@@ -80,6 +83,7 @@ class KnownReferencesTrainer(DPOTrainer):
             plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, output_dtype=None)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        dataset = _checked(dataset, dataset_name, dict.fromkeys(_REFERENCES, _FINITE))
         if not _columns(dataset) >= _TOKENS:
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if args.max_length is None or args.truncation_mode != "keep_start":
@@ -93,6 +97,13 @@ class KnownReferencesTrainer(DPOTrainer):
                 stacklevel=2,
             )
         return kept
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """As TRL's own, but after training too where a dataset has references and TRL could not compute them."""
+        if isinstance(eval_dataset, Dataset | IterableDataset) and _columns(eval_dataset) >= _REFERENCES:
+            eval_dataset = self._prepare_dataset(eval_dataset, self.processing_class, self.args, "eval")
+            return super(DPOTrainer, self).evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
         if _columns(dataset) >= _REFERENCES:
@@ -120,6 +131,37 @@ def _columns(dataset: Dataset | IterableDataset) -> set[str]:
     return set(dataset.column_names or next(iter(dataset), {}))
 
 
+def _checked(
+    dataset: Dataset | IterableDataset, name: str, limits: Mapping[str, tuple[float, float]]
+) -> Dataset | IterableDataset:
+    """Return the dataset if the columns that have limits hold finite numbers within them, or none are there.
+
+    A streamed dataset is checked row by row on its way. Raises ValueError that names the row.
+    """
+    limits = {column: limits[column] for column in limits if column in _columns(dataset)}
+    options = {"name": name, "limits": limits}
+    if not limits:
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset.map(_checked_row, with_indices=True, fn_kwargs=options)
+    for index, row in enumerate(dataset.select_columns(list(limits))):
+        _checked_row(row, index, **options)
+    return dataset
+
+
+def _checked_row(
+    row: Mapping[str, Any], index: int, name: str, limits: Mapping[str, tuple[float, float]]
+) -> Mapping[str, Any]:
+    for column, (least, largest) in limits.items():
+        value = row.get(column)
+        if not (isinstance(value, Real) and math.isfinite(value) and least <= value <= largest):
+            raise ValueError(
+                f"Row {index} of the {name} data has {column}={value!r}, but this training takes finite numbers from "
+                f"{least:g} to {largest:g} there. Correct it, or remove the row or the column."
+            )
+    return row
+
+
 @contextlib.contextmanager
 def _no_reference_model(policy_is_loaded: bool) -> Iterator[None]:
     """While TRL's constructor runs, let it load no model but the policy, and hash no weights.
@@ -143,14 +185,9 @@ def _no_reference_model(policy_is_loaded: bool) -> Iterator[None]:
         yield
 
 
-# Column: (value where the dataset lacks it, least value, largest value)
-_LOSS_COLUMNS = {
-    "loss_weight": (1.0, 0.0, math.inf),
-    "loss_slope": (0.0, -math.inf, math.inf),
-    "loss_moved": (0.0, 0.0, 1.0 + 1e-6),  # a sum of fractions may end a rounding above 1
-    "loss_displacement": (0.0, -math.inf, math.inf),
-}
-LOSS_COLUMNS = tuple(_LOSS_COLUMNS)
+# Column of the loss: its value where a dataset lacks it.
+_DEFAULTS = {"loss_weight": 1.0, "loss_slope": 0.0, "loss_moved": 0.0, "loss_displacement": 0.0}
+LOSS_COLUMNS = tuple(_DEFAULTS)
 
 _NOT_FOR_THE_MODEL = {"completion_mask", *_REFERENCES, *LOSS_COLUMNS}
 
@@ -192,40 +229,6 @@ def _check_options(config: DPOConfig) -> None:
             )
 
 
-def _check_row(row: Mapping[str, Any], index: int, name: str, defaults_only: bool) -> Mapping[str, Any]:
-    """Return the row if its loss columns are numbers to train with; raise ValueError otherwise."""
-    for column, (default, least, largest) in _LOSS_COLUMNS.items():
-        value = row.get(column, default)
-        if not (isinstance(value, Real) and math.isfinite(value) and least <= value <= largest):
-            raise ValueError(
-                f"Row {index} of the {name} data has {column}={value!r}: it must be a finite number in "
-                f"[{least:g}, {largest:g}]."
-            )
-        if defaults_only and value != default:
-            raise ValueError(
-                f"Row {index} of the {name} data has {column}={value!r}, which `batch_loss` would ignore: remove the "
-                "column, or leave out `batch_loss`."
-            )
-    return row
-
-
-def _checked(dataset: Dataset | IterableDataset, name: str, defaults_only: bool) -> Dataset | IterableDataset:
-    """Return the dataset if its loss columns can be trained with; a streamed one is checked row by row on its way."""
-    columns = _columns(dataset)
-    if "weight" in columns and "loss_weight" not in columns:
-        raise ValueError(
-            f"The {name} data has a column `weight`, but weights of the loss are read from `loss_weight`. If that is "
-            'what they are, rename it: dataset.rename_column("weight", "loss_weight"). Otherwise remove or rename it.'
-        )
-    present = [column for column in LOSS_COLUMNS if column in columns]
-    options = {"name": name, "defaults_only": defaults_only}
-    if isinstance(dataset, IterableDataset):
-        return dataset.map(_check_row, with_indices=True, fn_kwargs=options)
-    for index, row in enumerate(dataset.select_columns(present) if present else []):
-        _check_row(row, index, **options)
-    return dataset
-
-
 @dataclass
 class _LossColumnsCollator:
     """Passes the rows' loss columns on beside another collator's batch."""
@@ -234,9 +237,14 @@ class _LossColumnsCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(examples)
-        for column, (default, *_) in _LOSS_COLUMNS.items():
+        for column, default in _DEFAULTS.items():
             batch[column] = torch.tensor([float(example.get(column, default)) for example in examples])
         return batch
+
+
+def _model_inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a batch the model itself takes."""
+    return {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL} | {"use_cache": False}
 
 
 class WeightedDPOTrainer(KnownReferencesTrainer):
@@ -283,7 +291,16 @@ class WeightedDPOTrainer(KnownReferencesTrainer):
         self.data_collator = _LossColumnsCollator(self.data_collator)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        dataset = _checked(dataset, dataset_name, defaults_only=self._batch_loss is not None)
+        columns = _columns(dataset)
+        if "weight" in columns and "loss_weight" not in columns:
+            raise ValueError(
+                f"The {dataset_name} data has a column `weight`, but the loss takes its weights from `loss_weight`. "
+                'If they are that, rename it: dataset.rename_column("weight", "loss_weight"). Otherwise remove it.'
+            )
+        limits = {"loss_weight": (0.0, math.inf), "loss_moved": (0.0, 1.0 + _ROUNDING)}
+        if self._batch_loss is not None:  # which would ignore any other value
+            limits = {column: (default, default) for column, default in _DEFAULTS.items()}
+        dataset = _checked(dataset, dataset_name, dict.fromkeys(LOSS_COLUMNS, _FINITE) | limits)
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 
     def _set_signature_columns_if_needed(self):
@@ -308,7 +325,7 @@ class WeightedDPOTrainer(KnownReferencesTrainer):
         And the router loss of a mixture of experts, a scalar, where TRL would train on it.
         """
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        batch = {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL} | {"use_cache": False}
+        batch = _model_inputs(inputs)
         if self.aux_loss_enabled:
             batch["output_router_logits"] = True
         if self._uses_fused_head:
@@ -352,4 +369,4 @@ class WeightedDPOTrainer(KnownReferencesTrainer):
         if not return_outputs:
             return loss
         with torch.no_grad():  # for `compute_metrics` and `predict`, which want all logits
-            return loss, model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+            return loss, model(**_model_inputs(inputs))

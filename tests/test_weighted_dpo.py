@@ -187,10 +187,12 @@ def test_weights_under_another_name_are_not_ignored(tiny_model, tmp_path):
         ("loss_slope", float("nan")),
         ("loss_moved", 1.5),
         ("loss_displacement", float("-inf")),
+        ("ref_chosen_logps", float("nan")),
     ],
 )
 def test_a_number_that_cannot_be_trained_with_is_refused_naming_its_row(column, value, tiny_model, tmp_path):
-    rows = [row | {column: 1.0} for row in TEXTS[:2]] + [TEXTS[2] | {column: value}]
+    others = {"ref_rejected_logps": -1.0} if column == "ref_chosen_logps" else {}
+    rows = [row | others | {column: 1.0} for row in TEXTS[:2]] + [TEXTS[2] | others | {column: value}]
     with pytest.raises(ValueError, match=rf"Row 2 of the train data has {column}={value}"):
         _trainer(WeightedDPOTrainer, tiny_model, rows, tmp_path)
     with pytest.raises(ValueError, match=rf"Row 2 of the eval data has {column}={value}"):
@@ -207,7 +209,7 @@ def test_a_streamed_number_that_cannot_be_trained_with_is_refused_before_its_ste
 
 def test_weights_that_a_batch_loss_would_ignore_are_refused(tiny_model, tmp_path):
     rows = [row | {"loss_weight": 2.0} for row in TEXTS]
-    with pytest.raises(ValueError, match="batch_loss"):
+    with pytest.raises(ValueError, match=r"Row 0 of the train data has loss_weight=2.0.*from 1 to 1"):
         _trainer(WeightedDPOTrainer, tiny_model, rows, tmp_path, batch_loss=lambda x: dr_dpo_loss(x, 1.0))
 
 
@@ -260,6 +262,16 @@ def test_known_references_are_used_and_no_reference_model_is_loaded(kind, loaded
 def test_data_beside_known_references_is_scored_before_training(kind, tiny_model, tmp_path):
     trainer = _trainer(kind, tiny_model, _with_references(TEXTS), tmp_path)
     assert trainer.evaluate(Dataset.from_list(TEXTS))["eval_loss"] == pytest.approx(np.log(2), abs=1e-4)
+
+
+@BOTH
+def test_data_with_references_can_be_evaluated_after_training(kind, tiny_model, tmp_path):
+    trainer = _trainer(kind, tiny_model, _with_references(TEXTS), tmp_path)
+    dataset = Dataset.from_list(_with_references(TEXTS))
+    before = trainer.evaluate(dataset)
+    trainer.train()
+    after = trainer.evaluate(dataset)
+    assert after["eval_loss"] < before["eval_loss"] - 0.01
 
 
 @BOTH
