@@ -72,7 +72,7 @@ def train(
     kind = objective.trainer or WeightedDPOTrainer
     columns = _NEEDED + [name for name in LOSS_COLUMNS if name in rows and issubclass(kind, WeightedDPOTrainer)]
     learning_rates = _LearningRates()
-    options = training.model_dump(include=set(TrainingParams.model_fields)) | objective.config
+    options = training.options() | objective.config
     with (
         tempfile.TemporaryDirectory() as scratch,
         warnings.catch_warnings(),

@@ -229,6 +229,10 @@ class TrainingParams(_Section):
             {"bitsandbytes"} if self.optim in BITSANDBYTES_OPTIMIZERS else set()
         )
 
+    def options(self) -> dict[str, Any]:
+        """Return what `trl.DPOConfig` is given, without what sections that build on this one have besides."""
+        return self.model_dump(include=set(TrainingParams.model_fields))
+
 
 class RangeRule(_Section):
     """The window [min - tau, max + tau] of the margins."""
