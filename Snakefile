@@ -13,9 +13,9 @@ import json
 import shlex
 from pathlib import Path
 
-from sgpo_lib.report import executed_notebook
-from sgpo_lib.run import STEPS
-from sgpo_lib.study import find_study, study_of
+from sgpo_lib.evaluation.report import executed_notebook
+from sgpo_lib.runs import STEPS
+from sgpo_lib.runs.study import find_study, study_of
 
 if "study" in config:
     STUDY = find_study(config["study"])

@@ -21,10 +21,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from sgpo_lib import annotation, preferences
-from sgpo_lib.embedded import EMBEDDED_MODELS, unpack
+from sgpo_lib import annotation, data
 from sgpo_lib.params import load_params
 from sgpo_lib.policy import Policy
+from sgpo_lib.policy.embedded import EMBEDDED_MODELS, unpack
 
 PARAMS = "params/smollm2-135m.yaml"
 SEED = 0
@@ -96,7 +96,7 @@ def main() -> None:
             if "lora_B" in name:
                 weight.normal_(std=1e-4)
     policy.model.eval()
-    prompts = preferences.prepare(params.data, params.root, SEED).rounds[0].head(arguments.prompts)
+    prompts = data.prepare(params.data, params.root, SEED).rounds[0].head(arguments.prompts)
     source = unpack(params.model.name_or_path) if params.model.name_or_path in EMBEDDED_MODELS else None
     with tempfile.TemporaryDirectory() as folder:
         policy.save(Path(folder))

@@ -20,10 +20,10 @@ from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from sgpo_lib import annotation, leader, preferences
+from sgpo_lib import annotation, data, leader
+from sgpo_lib.leader import LOSS_COLUMNS, KnownReferencesTrainer, WeightedDPOTrainer
 from sgpo_lib.params import LeaderParams, load_params
 from sgpo_lib.policy import Policy
-from sgpo_lib.weighted_dpo import LOSS_COLUMNS, KnownReferencesTrainer, WeightedDPOTrainer
 
 PARAMS = "params/smollm2-135m.yaml"
 SEED = 0
@@ -96,7 +96,7 @@ def main() -> None:
 
     params = load_params(arguments.params)
     policy = Policy.load(params.model)
-    prompts = preferences.prepare(params.data, params.root, SEED).rounds[0].head(arguments.pairs)
+    prompts = data.prepare(params.data, params.root, SEED).rounds[0].head(arguments.pairs)
     responses = annotation.respond(policy, prompts, params.generation, SEED)
     responses["order"] = np.arange(len(responses))
     pairs = annotation.rank(responses, by="order")

@@ -18,7 +18,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sgpo_lib.packing import pack, packed_log_probs, row_length
+from sgpo_lib.leader.packing import pack, packed_log_probs, row_length
 
 BETA = 0.1
 N_PAIRS, PER_BATCH = 8, 4

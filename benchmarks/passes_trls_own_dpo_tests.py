@@ -4,7 +4,7 @@ python benchmarks/passes_trls_own_dpo_tests.py path/to/trl                # a ch
 python benchmarks/passes_trls_own_dpo_tests.py path/to/trl --stand-ins    # without the hub: random tiny models
 
 The installed TRL is tested, with the checkout's tests: take the tag of that version. Only what passes with TRL's own
-trainer is asked of ours. A refusal is an error that `sgpo_lib.weighted_dpo` raises on purpose.
+trainer is asked of ours. A refusal is an error that `sgpo_lib.leader.trainer` raises on purpose.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def run_tests(checkout: Path, trainer: str, out: Path) -> None:
         if not hasattr(import_utils, question):
             setattr(import_utils, question, lambda: False)
     if trainer != "DPOTrainer":
-        from sgpo_lib import weighted_dpo
+        from sgpo_lib.leader import trainer
 
         trl.DPOTrainer = getattr(weighted_dpo, trainer)
     outcomes = Outcomes()

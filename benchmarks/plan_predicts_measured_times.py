@@ -14,7 +14,7 @@ import pandas as pd
 
 from sgpo_lib.params import Params, load_params
 from sgpo_lib.plan import GIB, TWO_CPU_CORES, Lengths, Machine, Rates, Stage, memory, stages
-from sgpo_lib.shape import Shape, find_config
+from sgpo_lib.plan.shape import Shape, find_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT_TOKENS = 42  # of the builtin prompts in SmolLM2's chat template

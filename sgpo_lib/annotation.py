@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sgpo_lib import vllm_engine
-from sgpo_lib.judges import GoldJudge
-from sgpo_lib.params import GenerationParams, Params
-from sgpo_lib.policy import Policy, generate, sequence_log_probs
-from sgpo_lib.shards import in_shards
+from sgpo_lib.judges.gold import GoldJudge
+from sgpo_lib.params.schema import GenerationParams, Params
+from sgpo_lib.policy import vllm
+from sgpo_lib.policy.model import Policy
+from sgpo_lib.policy.sampling import generate
+from sgpo_lib.policy.scoring import sequence_log_probs
+from sgpo_lib.runs.shards import in_shards
 
 # What a pair keeps of each of its two responses.
 _OF_RESPONSE = ["response_ids", "finished", "log_prob", "reference_log_prob", "implicit_reward", "gold"]
@@ -49,7 +51,7 @@ def respond(
     engine = options.pop("engine")
     key = {"generation": options, "engine": engine, "seed": seed, "n_samples": n_samples}
     asked = prompts.filter(["prompt_id", "prompt", "form"]).reset_index(drop=True)
-    with vllm_engine.generator(policy) if engine == "vllm" else contextlib.nullcontext(generate) as draw:
+    with vllm.generator(policy) if engine == "vllm" else contextlib.nullcontext(generate) as draw:
 
         def answer(part: pd.DataFrame) -> pd.DataFrame:
             first = int(part.index[0])

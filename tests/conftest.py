@@ -25,7 +25,7 @@ def tiny_model(tmp_path_factory) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from sgpo_lib.prompt_pool import builtin_prompts
+    from sgpo_lib.data.builtin_prompts import builtin_prompts
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     tokenizer = Tokenizer(models.BPE())

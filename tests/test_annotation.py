@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgpo_lib import annotation
+from sgpo_lib.data.builtin_prompts import builtin_prompts
 from sgpo_lib.params import GenerationParams, LoraParams, ModelParams, load_params
 from sgpo_lib.policy import Policy, sequence_log_probs
-from sgpo_lib.prompt_pool import builtin_prompts
 
 # Few distinct scores and texts make ties and equal answers common.
 scores = st.one_of(st.integers(-2, 2).map(float), st.floats(-5, 5))

@@ -14,9 +14,9 @@ import pytest
 from conftest import write_tiny_params
 from small_mt_bench import write_package
 
-from sgpo_lib import annotation, preferences
+from sgpo_lib import annotation, data
 from sgpo_lib.policy import Policy
-from sgpo_lib.run import STEPS, Run, Step
+from sgpo_lib.runs import STEPS, Run, Step
 
 NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "08_public_benchmarks.ipynb"
 
@@ -34,7 +34,7 @@ def run(tiny_model, tmp_path_factory) -> Run:
             _complete(run.step(name, t), policy)
     weights = {"sft": None, "dpo": run.step("seed_dpo").load("policy")}
     weights |= {f"round-{t}": run.step("leader", t).load("policy") for t in (1, 2)}
-    prompts = preferences.prepare(run.params.data, run.params.root, run.seed).evaluation
+    prompts = data.prepare(run.params.data, run.params.root, run.seed).evaluation
     answers = []
     for name in weights:
         policy.use(weights[name])
@@ -89,7 +89,7 @@ def test_with_nothing_given_it_exports_and_says_what_it_skipped(run, tmp_path):
     assert json.loads((folder / "results.json").read_text())["mt_bench"] == {}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("sgpo_lib.endpoint") is None, reason="no client of endpoints")
+@pytest.mark.skipif(importlib.util.find_spec("sgpo_lib.judges.endpoint") is None, reason="no client of endpoints")
 def test_with_instructions_annotations_and_a_judge_it_leaves_both_benchmarks_results(run, tmp_path, endpoint):
     instructions = tmp_path / "instructions.jsonl"
     instructions.write_text("".join(json.dumps({"instruction": f"Say {i}."}) + "\n" for i in range(6)))

@@ -18,7 +18,7 @@ import yaml
 from conftest import write_tiny_params
 from test_launch import on_processes
 
-from sgpo_lib.run import STEPS, Run
+from sgpo_lib.runs import STEPS, Run
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -198,9 +198,9 @@ def test_launched_steps_are_those_of_the_notebooks(finished, tiny_root):
     shutil.copytree(finished.parent.parent / "runs", root / "runs")
     run = Run.open(params_file)
     run.step("seed_dpo").record_file.unlink()
-    on_processes(1, "-m", "sgpo_lib.launch", str(params_file), cwd=root)
+    on_processes(1, "-m", "sgpo_lib.steps.launch", str(params_file), cwd=root)
     assert run.step("seed_dpo").record()["outputs"] == by_notebooks.step("seed_dpo").record()["outputs"]
-    on_processes(2, "-m", "sgpo_lib.launch", str(params_file), "--round", "1", cwd=root)
+    on_processes(2, "-m", "sgpo_lib.steps.launch", str(params_file), "--round", "1", cwd=root)
     there, here = (each.step("leader", 1).record()["metrics"] for each in (by_notebooks, run))
     assert (here["n_rows"], here["n_processes"]) == (there["n_rows"], 2)
     assert here["loss_first"] == pytest.approx(there["loss_first"], abs=0.01)

@@ -86,7 +86,9 @@ def test_stored_notebooks_are_clean_and_can_be_parameterised(path):
 
 
 def test_the_light_half_of_the_library_imports_neither_torch_nor_transformers():
-    light = "sgpo_lib.run, sgpo_lib.follower, sgpo_lib.plots, sgpo_lib.preferences, sgpo_lib.regret, sgpo_lib.report"
+    light = (
+        "sgpo_lib.runs, sgpo_lib.follower, sgpo_lib.plots, sgpo_lib.data, sgpo_lib.regret, sgpo_lib.evaluation.report"
+    )
     code = f"import sys, {light}; print([m for m in ('torch', 'transformers', 'cvxpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

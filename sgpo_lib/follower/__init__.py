@@ -1,6 +1,6 @@
 """The follower of the game: margins in, worst-case margin distribution out.
 
-Nothing here knows about language models. Importing this package loads numpy alone; CVXPY, SciPy,
+This room knows numbers, and nothing of language models. Importing it loads numpy alone; CVXPY, SciPy,
 scikit-learn and torch are loaded by the functions that need them.
 """
 

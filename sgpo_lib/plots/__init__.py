@@ -3,6 +3,8 @@
 Functions take arrays or data frames and return a `matplotlib.figure.Figure` (or a styled table); they
 neither read artefacts nor write files. The follower's and the regret games' figures have modules of
 their own, `sgpo_lib.plots.follower` and `sgpo_lib.plots.regret`.
+
+This room knows what is drawn and how it looks. It computes nothing that a figure does not show.
 """
 
 from sgpo_lib.plots.evaluation import gains

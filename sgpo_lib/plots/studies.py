@@ -1,4 +1,4 @@
-"""Pictures of a study: variants held against each other over seeds, as `sgpo_lib.comparison` tabulates them."""
+"""Pictures of a study: variants held against each other over seeds, as `sgpo_lib.evaluation.comparison` tabulates them."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sgpo_lib.comparison import QUANTITIES, over_seeds
+from sgpo_lib.evaluation.comparison import QUANTITIES, over_seeds
 from sgpo_lib.plots.style import COLORS, new_figure
 
 _CYCLE = [COLORS[name] for name in ("dpo", "reference", "accent", "gold", "leader", "follower", "sky", "bound")]
@@ -36,7 +36,7 @@ def methods_compared(
 
     Parameters
     ----------
-    results, differences : as `sgpo_lib.comparison` returns them. Dots are seeds, bars t intervals over seeds.
+    results, differences : as `sgpo_lib.evaluation.comparison` returns them. Dots are seeds, bars t intervals over seeds.
     """
     final = results[results["is_final"]]
     baselines = list(dict.fromkeys(differences["baseline"]))
@@ -70,8 +70,8 @@ def rounds_compared(results: pd.DataFrame, audits: pd.DataFrame, confidence: flo
 
     Parameters
     ----------
-    results : as `sgpo_lib.comparison.results` returns them.
-    audits : as `sgpo_lib.comparison.pairs_of_rounds` returns them.
+    results : as `sgpo_lib.evaluation.comparison.results` returns them.
+    audits : as `sgpo_lib.evaluation.comparison.pairs_of_rounds` returns them.
     """
     looks = _looks(results["variant"])
     trained = results[results["policy"] != "sft"]
@@ -145,7 +145,7 @@ def labels_by_decile(pairs: pd.DataFrame, variants: Iterable[str], confidence: f
 
     Parameters
     ----------
-    pairs : as `sgpo_lib.comparison.pairs_of_rounds` returns them, with `agrees_with_gold`.
+    pairs : as `sgpo_lib.evaluation.comparison.pairs_of_rounds` returns them, with `agrees_with_gold`.
     variants : all of the study in their order, so that they look as in its other figures.
     """
     figure, axes = new_figure(1, 2, width=4.6)

@@ -6,7 +6,7 @@ import matplotlib as mpl
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from sgpo_lib.kept import replacing
+from sgpo_lib.runs.store import replacing
 
 # Okabe-Ito: distinguishable with the common colour-vision deficiencies.
 COLORS = {

@@ -35,7 +35,7 @@ def starting_margins(rows: pd.DataFrame, beta: float) -> Figure:
 
     Parameters
     ----------
-    rows : N rows as `sgpo_lib.modes.training_rows` returns them, with the policy's own `chosen_log_prob` and
+    rows : N rows as `sgpo_lib.leader.modes.training_rows` returns them, with the policy's own `chosen_log_prob` and
         `rejected_log_prob`. Of a row that is moved in part, each part is drawn where its margin starts.
     beta : the DPO temperature.
     """

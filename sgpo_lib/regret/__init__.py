@@ -4,6 +4,8 @@ Features are vectors, rewards linear, policies bounded in norm; no language mode
 policies, `shifts` for adversaries, `bounds` holds the theorems' lines and the check that fails loudly;
 `simulation`, `equilibrium`, `alternation`, `existence`, `approximation` and `label_noise` put them together,
 one question each.
+
+This room knows games, laws and shifts. It knows nothing of language models or runs.
 """
 
 from sgpo_lib.regret.alternation import (

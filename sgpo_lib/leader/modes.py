@@ -1,0 +1,261 @@
+"""Leader modes: how a round's pairs, and their worst case, become a loss. The one place to add a mode.
+
+With l(-x) = x + l(x), nearly every mode's loss of a pair has the form
+
+    weight * [(1 - moved) * l(margin) + moved * l(margin - displacement)] + slope * margin
+
+of `sgpo_lib.leader.losses.weighted_logistic`, so that one trainer serves them all. A mode changes the loss of a
+pair, never how many rows, steps or shuffles a round has.
+
+What params may ask for, the methods, and the table of notebook 04 are read off `MODES`. Nothing is loaded here that
+training needs; a mode's `objective` loads it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from trl import DPOTrainer
+
+    from sgpo_lib.follower import Support
+    from sgpo_lib.params.schema import LeaderParams, Params
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which trainer lowers which loss.
+
+    Attributes
+    ----------
+    trainer : a subclass of `trl.DPOTrainer`; None for `WeightedDPOTrainer`.
+    arguments : keyword arguments of the trainer.
+    config : options of `trl.DPOConfig`.
+    """
+
+    trainer: "type[DPOTrainer] | None" = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def _plain(pairs: "pd.DataFrame", worst: Mapping | None, leader: "LeaderParams") -> dict[str, Any]:
+    return {}
+
+
+def _none(params: "Params") -> str | None:
+    return None
+
+
+def _weighted(leader: "LeaderParams", radius: float, support: "Support | None") -> Objective:
+    return Objective()
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way for pairs to become a loss.
+
+    Attributes
+    ----------
+    loss : LaTeX of a pair's loss, in the notation of notebook 04.
+    about : what it is, in a few words.
+    method : the method that trains in this mode on self-annotated pairs.
+    sets : params that the method sets besides, as dotted keys.
+    faces_follower : whether it trains on a worst case.
+    columns : gives the columns of `weighted_logistic` that are not at their neutral value, each of shape (N,), for
+        N pairs, their worst case (columns as `WorstCase.per_pair` has them, None without follower) and the params.
+    objective : gives the trainer and its options, for the leader's params and the follower's radius and support.
+    obstacle : says what keeps the mode from working with other params, if anything does.
+    """
+
+    loss: str
+    about: str
+    method: str
+    sets: dict[str, Any] = field(default_factory=dict)
+    faces_follower: bool = False
+    columns: Callable[["pd.DataFrame", Mapping | None, "LeaderParams"], dict[str, Any]] = _plain
+    objective: Callable[["LeaderParams", float, "Support | None"], Objective] = _weighted
+    obstacle: Callable[["Params"], str | None] = _none
+
+
+def _needs_pieces(params):
+    return None if params.follower.n_pieces else "needs pieces: set follower.n_pieces (paper: 6)"
+
+
+def _needs_one_price(params):
+    return "needs one price for all pairs: set follower.group_size to null" if params.follower.group_size else None
+
+
+def _transport(pairs, worst, leader):
+    return {"loss_moved": worst["moved"], "loss_displacement": worst["displacement"]}
+
+
+def _envelope(pairs, worst, leader):
+    moved = np.asarray(worst["moved"])
+    counts = np.asarray(pairs["margin"] == worst["margin"], dtype=float)  # a margin clipped to the support does not
+    return {"loss_weight": counts * (1 - moved), "loss_slope": -counts * moved * np.asarray(worst["price"])}
+
+
+def _pieces(pairs, worst, leader):
+    return {"loss_weight": np.zeros(len(pairs)), "loss_slope": worst["piece_slope"]}
+
+
+def _smoothed(pairs, worst, leader):
+    return {"loss_slope": np.full(len(pairs), leader.label_smoothing)}
+
+
+def _solved_again(leader, radius, support):
+    from functools import partial
+
+    from sgpo_lib.follower import sgpo_loss
+
+    return Objective(arguments={"batch_loss": partial(sgpo_loss, radius=radius, support=support)})
+
+
+def _distrusting_high_losses(leader, radius, support):
+    from functools import partial
+
+    from sgpo_lib.leader.losses import dr_dpo_loss
+
+    return Objective(arguments={"batch_loss": partial(dr_dpo_loss, beta=leader.dr_beta)})
+
+
+def _noise_detecting(leader, radius, support):
+    from sgpo_lib.leader.spa import NoiseDetectingTrainer
+
+    return Objective(NoiseDetectingTrainer, {"label_smoothing": leader.label_smoothing})
+
+
+def _robust(leader, radius, support):
+    from sgpo_lib.leader.known_references import KnownReferencesTrainer
+
+    config = {"loss_type": ["robust"], "label_smoothing": leader.label_smoothing}
+    return Objective(KnownReferencesTrainer, config=config)
+
+
+def _ipo(leader, radius, support):
+    from sgpo_lib.leader.known_references import KnownReferencesTrainer
+
+    return Objective(KnownReferencesTrainer, config={"loss_type": ["ipo"]})
+
+
+MODES: dict[str, Mode] = {
+    "transport": Mode(
+        r"(1-t_i)\,\ell(\xi_i)+t_i\,\ell(\xi_i-d_i)",
+        "the worst case, with each displacement frozen",
+        "ssapo",
+        faces_follower=True,
+        columns=_transport,
+    ),
+    "envelope": Mode(
+        r"(1-t_i)\,\ell(\xi_i)-t_i\lambda^*\xi_i",
+        "the exact gradient of eq. (4), where the ball moves with the policy (Danskin)",
+        "ssapo-envelope",
+        {"leader.reference": "initial"},
+        faces_follower=True,
+        columns=_envelope,
+        obstacle=_needs_one_price,
+    ),
+    "pieces": Mode(
+        r"\sum_k s_{ik}(a_k\xi_i+b_k)-a_kq_{ik}",
+        r'"weight the per-pair loss contributions by $s_{ik}$": linear in $\xi_i$',
+        "ssapo-pieces",
+        {"follower.n_pieces": 6},
+        faces_follower=True,
+        columns=_pieces,
+        obstacle=_needs_pieces,
+    ),
+    "sgpo": Mode(
+        r"V\text{ of the batch}",
+        "the follower solved again in every step",
+        "sgpo",
+        {"leader.reference": "initial"},
+        faces_follower=True,
+        objective=_solved_again,
+    ),
+    "dpo": Mode(
+        r"\ell(\xi_i)",
+        "no follower: plain self-annotation, or an external judge's pairs",
+        "self-dpo",
+    ),
+    "label-smoothing": Mode(
+        r"(1-\alpha)\,\ell(\xi_i)+\alpha\,\ell(-\xi_i)=\ell(\xi_i)+\alpha\,\xi_i",
+        "every label is wrong with the same probability",
+        "label-smoothing",
+        columns=_smoothed,
+    ),
+    "spa": Mode(
+        r"\ell(\xi_i)+\alpha\,\xi_i\text{ where the label looks wrong}",
+        "Spread Preference Annotation (Kim et al., ICLR 2025)",
+        "spa",
+        objective=_noise_detecting,
+    ),
+    "robust": Mode(
+        r"\frac{(1-\alpha)\,\ell(\xi_i)-\alpha\,\ell(-\xi_i)}{1-2\alpha}",
+        "TRL's; label smoothing's unbiased opposite",
+        "robust",
+        objective=_robust,
+    ),
+    "dr-dpo": Mode(
+        r"-\beta'\log\operatorname{mean}e^{-\ell/\beta'}\text{ of the batch}",
+        "distrusts pairs of high loss: the follower's opposite",
+        "dr-dpo",
+        objective=_distrusting_high_losses,
+    ),
+    "ipo": Mode(
+        r"(\bar\Delta_i-\tfrac1{2\beta})^2",
+        "TRL's, on log-ratios per token",
+        "ipo",
+        objective=_ipo,
+    ),
+}
+"""Every leader mode by the name that `leader.mode` takes."""
+
+
+def as_table() -> str:
+    """Return all modes with their losses as a Markdown table."""
+    rows = [f"| `{name}` | ${mode.loss}$ | {mode.about} | `{mode.method}` |" for name, mode in MODES.items()]
+    return "\n".join(["| `leader.mode` | loss of a pair | | method |", "|---|---|---|---|", *rows])
+
+
+def with_references(pairs: "pd.DataFrame", reference: str) -> "pd.DataFrame":
+    """Add TRL's `ref_chosen_logps` and `ref_rejected_logps` (nats) from what annotation already knows.
+
+    Parameters
+    ----------
+    reference : "previous": the policy that answered, pi_{t-1}, so every margin restarts at 0;
+        "initial": the SFT model, so every margin starts where the follower found it.
+    """
+    known = {"previous": "log_prob", "initial": "reference_log_prob"}[reference]
+    return pairs.assign(ref_chosen_logps=pairs[f"chosen_{known}"], ref_rejected_logps=pairs[f"rejected_{known}"])
+
+
+def training_rows(pairs: "pd.DataFrame", worst: Mapping | None, leader: "LeaderParams") -> "pd.DataFrame":
+    """Turn a round's pairs into what the leader's mode trains on: the same N rows, whatever the mode.
+
+    Parameters
+    ----------
+    pairs : N rows, as `sgpo_lib.annotation` leaves them.
+    worst : columns of shape (N,): `margin`, `moved`, `displacement`, `price` and, for `pieces`, `piece_slope`, as
+        notebook 03 leaves them; None for a mode without follower.
+
+    Returns
+    -------
+    DataFrame, N rows, with `ref_chosen_logps`, `ref_rejected_logps` and the columns that the mode's loss has.
+    The mean of the rows' losses is the mode's objective, for `pieces` up to a constant.
+    """
+    rows = with_references(pairs, leader.reference).reset_index(drop=True)
+    columns = MODES[leader.mode].columns(rows, worst, leader)
+    return rows.assign(**{name: np.asarray(values, dtype=float) for name, values in columns.items()})
+
+
+def objective(leader: "LeaderParams", radius: float = 0.0, support: "Support | None" = None) -> Objective:
+    """Return what the leader's mode lowers on its `training_rows`.
+
+    Parameters
+    ----------
+    radius, support : of the follower, which `sgpo` solves again in every step.
+    """
+    return MODES[leader.mode].objective(leader, radius, support)

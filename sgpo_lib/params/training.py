@@ -1,0 +1,93 @@
+"""One DPO training, as `trl.DPOConfig` names it, with the names that its schedulers, optimisers and trackers have."""
+
+from typing import Any, Literal
+
+from pydantic import (
+    Field,
+)
+
+from sgpo_lib.params.section import Count, Positive, Section
+
+# Of the names in transformers, those that need no further arguments and no validation loss.
+SCHEDULERS = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
+
+
+# Of the names in transformers, those that need neither further arguments nor, but for bitsandbytes, a package.
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
+
+
+BITSANDBYTES_OPTIMIZERS = (
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "ademamix",
+    "ademamix_8bit",
+    "lion_8bit",
+    "lion_32bit",
+    "paged_adamw_8bit",
+    "paged_adamw_32bit",
+    "paged_ademamix_8bit",
+    "paged_ademamix_32bit",
+    "paged_lion_8bit",
+    "paged_lion_32bit",
+    "rmsprop_bnb",
+    "rmsprop_bnb_8bit",
+    "rmsprop_bnb_32bit",
+)
+
+
+# Of the names in transformers, those that are the name of the one package they need.
+Tracker = Literal[
+    "none",
+    "all",
+    "clearml",
+    "codecarbon",
+    "comet_ml",
+    "dagshub",
+    "dvclive",
+    "mlflow",
+    "neptune",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+]
+
+
+class TrainingParams(Section):
+    """One DPO training; names as in `trl.DPOConfig`."""
+
+    learning_rate: Positive
+    num_train_epochs: Positive = 1
+    per_device_train_batch_size: Count = 8
+    gradient_accumulation_steps: Count = 1
+    lr_scheduler_type: Literal[SCHEDULERS] = "linear"
+    warmup_steps: float = Field(
+        0, ge=0, description="below 1: share of all steps; the first step of a warm-up trains nothing"
+    )
+    max_length: Count = 1024
+    max_grad_norm: Positive = 1.0
+    weight_decay: float = Field(0.0, ge=0)
+    optim: Literal[(*OPTIMIZERS, *BITSANDBYTES_OPTIMIZERS)] = "adamw_torch"
+    gradient_checkpointing: bool = False
+    logging_steps: Count = 1
+    report_to: Tracker | list[Tracker] = "none"
+
+    @property
+    def packages(self) -> set[str]:
+        """Names of the optional packages, as one imports them, that the trackers and the optimiser need."""
+        trackers = [self.report_to] if isinstance(self.report_to, str) else self.report_to
+        return {name for name in trackers if name not in ("none", "all")} | (
+            {"bitsandbytes"} if self.optim in BITSANDBYTES_OPTIMIZERS else set()
+        )
+
+    def options(self) -> dict[str, Any]:
+        """Return what `trl.DPOConfig` is given, without what sections that build on this one have besides."""
+        return self.model_dump(include=set(TrainingParams.model_fields))

@@ -1,0 +1,5 @@
+"""`python -m sgpo_lib.plan PARAMS`: print the plan of a run."""
+
+from sgpo_lib.plan.report import main
+
+main()

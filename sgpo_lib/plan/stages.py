@@ -1,0 +1,135 @@
+"""What a run will need, said before any money is spent: tokens, FLOPs, hours, memory per GPU, and whether it fits.
+
+The model is built from its config alone, without weights, and prepared for training by the code that trains it;
+what it holds is read off it. Nothing is fetched but the config, and nothing is generated or trained.
+
+    python -m sgpo_lib.plan params/mistral-7b.yaml --gpu H100-80GB --n-gpus 8
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+
+from sgpo_lib.params.schema import Params
+from sgpo_lib.params.training import TrainingParams
+from sgpo_lib.plan.machines import Machine
+from sgpo_lib.plan.shape import Shape
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens per prompt and per answer: what is expected, and the limits that memory is planned for."""
+
+    prompt: float
+    response: float
+    max_prompt: int
+    max_response: int
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the expected lengths are the limits themselves, so that times are upper bounds."""
+        return self.prompt >= self.max_prompt and self.response >= self.max_response
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The work of one step of a run.
+
+    Attributes
+    ----------
+    generated, scored, trained : tokens; of scored and trained ones prompts count too.
+    flops : by kind of work, "generate", "score" and "train".
+    read_bytes : that decoding reads from memory.
+    """
+
+    name: str
+    generated: float = 0
+    scored: float = 0
+    trained: float = 0
+    flops: dict[str, float] = field(default_factory=dict)
+    read_bytes: float = 0
+
+    @property
+    def phases(self) -> list[str]:
+        """Which of the `memory` of a run this step needs, one after the other."""
+        answers = ["answering"] if {"generate", "score"} & set(self.flops) else []
+        return answers + ([self.name.split()[0]] if "train" in self.flops else [])
+
+    def seconds(self, machine: Machine) -> dict[str, float]:
+        """Wall seconds by kind of work; loading, saving and the follower's own seconds are not in it."""
+        rates = machine.rates
+        if rates is None:
+            return dict.fromkeys(self.flops, math.nan)
+        generate = max(self.flops.get("generate", 0) / rates.generation, self.read_bytes / rates.bandwidth)
+        return {
+            "generate": generate / machine.n_generating,
+            "score": self.flops.get("score", 0) / rates.scoring / machine.n_generating,
+            "train": self.flops.get("train", 0) / rates.training / machine.n,
+        }
+
+
+def stages(params: Params, shape: Shape, lengths: Lengths, pairs_per_prompt: float = 1) -> list[Stage]:
+    """Every step of the run, in order: seed DPO; annotation, follower and leader of each round; evaluation.
+
+    Parameters
+    ----------
+    pairs_per_prompt : of data that people labelled, where a prompt may have several pairs.
+    """
+    data, by_people = params.data, params.gold is None
+    pairs = pairs_per_prompt if by_people else 1  # of a labelled prompt
+    n_labelled = data.n_seed + data.n_calibration
+    n_samples = data.n_seed_samples
+    answers = {"generate": n_labelled * n_samples, "samples": n_samples}
+    # Whether answers that were sampled in 16 bits are scored by the policy once more.
+    again = params.model.lora is not None and params.model.scoring_dtype == "float32" and shape.dtype.itemsize < 4
+    of_seed = {"score": 2 * n_labelled * pairs} if by_people else answers | {"score": 2 * n_labelled * again}
+    # What people wrote may be longer than what the policy may write.
+    limit = params.seed_dpo.max_length - lengths.prompt
+    of_people = replace(lengths, response=limit) if params.gold is None and lengths.is_bound else lengths
+    of_seed |= {"pairs": data.n_seed * pairs}
+    plan = [_stage("seed DPO", params, shape, of_people, **of_seed, training=params.seed_dpo)]
+    for t, n in enumerate(data.n_prompts, start=1):
+        earlier = sum(data.n_prompts[: t - 1]) if params.leader.accumulate else 0
+        plan += [
+            _stage(
+                f"annotation {t}",
+                params,
+                shape,
+                lengths,
+                generate=2 * n,
+                samples=2,
+                score=2 * (n * (1 + again) + earlier + data.n_calibration * pairs),
+            ),
+            Stage(f"follower {t}"),
+            # The worst case splits one pair in two.
+            _stage(f"leader {t}", params, shape, lengths, pairs=n + earlier + 1, training=params.leader),
+        ]
+    held_out = 2 * (params.n_rounds + 2) * data.n_evaluation * pairs if by_people else 0
+    generated, scored = (policies * data.n_evaluation for policies in (params.n_rounds + 2, params.n_rounds + 1))
+    return [*plan, _stage("evaluation", params, shape, lengths, generated, score=scored * (1 + again) + held_out)]
+
+
+def _stage(
+    name: str,
+    params: Params,
+    shape: Shape,
+    lengths: Lengths,
+    generate: int = 0,
+    samples: int = 1,
+    score: float = 0,
+    pairs: float = 0,
+    training: TrainingParams | None = None,
+) -> Stage:
+    length = lengths.prompt + lengths.response
+    flops, read, trained = {}, 0.0, 0.0
+    if generate:
+        flops["generate"], read = shape.decoding(
+            generate, samples, params.generation.batch_size, lengths.prompt, params.generation.max_new_tokens
+        )
+    if score:
+        flops["score"] = score * shape.forward_flops(length, length, lengths.response)
+    if training:
+        sequences = 2 * pairs * training.num_train_epochs
+        trained = sequences * length
+        checkpointing = training.gradient_checkpointing
+        flops["train"] = shape.training_flops(trained, length, sequences * lengths.response, checkpointing)
+    return Stage(name, generate * lengths.response, score * length, trained, flops, read)

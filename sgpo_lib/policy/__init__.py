@@ -1,0 +1,22 @@
+"""The language model: load and save it, sample from it, score sequences under it and under its SFT reference.
+
+This room knows tokens, log-probabilities and adapters. It knows nothing of judges, pairs, followers or training.
+"""
+
+from sgpo_lib.policy.checks import check_complete
+from sgpo_lib.policy.export import merge_adapter
+from sgpo_lib.policy.loading import choose_device, choose_dtype
+from sgpo_lib.policy.model import Policy
+from sgpo_lib.policy.sampling import generate
+from sgpo_lib.policy.scoring import embed, sequence_log_probs
+
+__all__ = [
+    "Policy",
+    "check_complete",
+    "choose_device",
+    "choose_dtype",
+    "embed",
+    "generate",
+    "merge_adapter",
+    "sequence_log_probs",
+]

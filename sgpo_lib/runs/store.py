@@ -1,0 +1,115 @@
+"""Tables that took long to make, kept in files that know what they were made from, so that a kill does not cost them.
+
+For what lies outside the steps of a run, such as answers to a public benchmark; a step's artefacts are for
+`sgpo_lib.runs`.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pyarrow
+
+
+def recall(file: Path, made_from: dict) -> pd.DataFrame | None:
+    """Return the table in `file` if it was made from exactly this, else None.
+
+    Parameters
+    ----------
+    made_from : JSON values that decide the table's content: params, seed, hash of a policy.
+    """
+    if not file.exists():
+        return None
+    try:
+        table = pd.read_parquet(file)
+    except Exception:  # whatever is wrong with it, it can be made again
+        return None
+    return table if table.attrs.get("made_from") == _canonical(made_from) else None
+
+
+def keep(file: Path, table: pd.DataFrame, made_from: dict) -> pd.DataFrame:
+    """Write a table of plain values, whole or not at all, for `recall`; returns it."""
+    table = table.copy()
+    table.attrs["made_from"] = _canonical(made_from)
+    with replacing(file) as temporary:
+        table.to_parquet(temporary, index=False)
+    return table
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; it takes the file's name on success, and is removed on failure."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _canonical(made_from: dict) -> str:
+    return json.dumps(made_from, sort_keys=True)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return pid != os.getpid()
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def write_parquet(table: pd.DataFrame, path: Path) -> None:
+    try:
+        table.to_parquet(path, index=False)
+    except (pyarrow.ArrowException, ValueError, TypeError, OverflowError) as error:
+        unfit = [repr(name) for name in table if not _fits_parquet(table[name])]
+        raise ValueError(
+            f"{path.parent}: Parquet cannot hold column {', '.join(unfit)} of a table to be saved there ({error})."
+        ) from error
+
+
+def _fits_parquet(column: pd.Series) -> bool:
+    try:
+        pyarrow.array(column, from_pandas=True)
+    except (pyarrow.ArrowException, ValueError, TypeError, OverflowError):
+        return False
+    return True
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        frame = pd.read_parquet(path)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as Parquet ({error}).") from error
+    # Lists come back as arrays, which chat templates and tokenizers do not take.
+    for column in [name for name in frame if pd.api.types.is_object_dtype(frame[name])]:
+        frame[column] = [x.tolist() if hasattr(x, "tolist") else x for x in frame[column]]
+    return frame
