@@ -63,15 +63,15 @@ def test_builtin_prompts_are_short_finished_sentences():
 
 
 def test_builtin_loads_as_single_user_turns():
-    data = data.load("builtin")
-    assert list(data.columns) == ["prompt_id", "prompt", "form"]
-    assert [data.user_text(prompt) for prompt in data["prompt"]] == builtin_prompts()
+    table = data.load("builtin")
+    assert list(table.columns) == ["prompt_id", "prompt", "form"]
+    assert [data.user_text(prompt) for prompt in table["prompt"]] == builtin_prompts()
 
 
 def test_builtin_prompts_come_with_the_form_they_are_made_from():
-    data = data.load("builtin")
-    assert set(data["form"].value_counts()) == {80}
-    for prompt, form in zip(data["prompt"], data["form"], strict=True):
+    table = data.load("builtin")
+    assert set(table["form"].value_counts()) == {80}
+    for prompt, form in zip(table["prompt"], table["form"], strict=True):
         pattern = re.sub(r"\\{\w+\\}", "(.+)", re.escape(form))
         assert re.fullmatch(pattern, data.user_text(prompt))
 
@@ -105,8 +105,8 @@ def test_held_out_prompts_keep_their_form_and_rounds_do_without():
     ids=["plain", "conversational", "implicit prompt", "ultrafeedback", "alpaca-eval 1", "alpaca-eval 1.9"],
 )
 def test_every_preference_format_gives_the_same_pair(tmp_path, row):
-    data = load_rows(tmp_path, [row])
-    assert data.loc[0, ["prompt", "chosen", "rejected"]].to_list() == [[user("Hello?")], "Hi!", "Go away."]
+    table = load_rows(tmp_path, [row])
+    assert table.loc[0, ["prompt", "chosen", "rejected"]].to_list() == [[user("Hello?")], "Hi!", "Go away."]
 
 
 @pytest.mark.parametrize("field", ["prompt", "instruction"])
@@ -121,23 +121,23 @@ def test_conversations_keep_all_their_turns(tmp_path):
         assistant("Hi!"),
         user("How are you?"),
     ]
-    data = load_rows(tmp_path, [{"prompt": turns, "chosen": "Well.", "rejected": "Bad."}])
-    assert data["prompt"][0] == turns
-    assert data.user_text(data["prompt"][0]) == "How are you?"
+    table = load_rows(tmp_path, [{"prompt": turns, "chosen": "Well.", "rejected": "Bad."}])
+    assert table["prompt"][0] == turns
+    assert data.user_text(table["prompt"][0]) == "How are you?"
 
 
 def test_plain_extra_columns_are_kept_and_others_left_out(tmp_path):
-    data = load_rows(tmp_path, [PLAIN | {"chosen_model": "a", "score": 1.5, "ratings": [1, 2]}])
-    assert data.loc[0, ["chosen_model", "score"]].to_list() == ["a", 1.5]
-    assert "ratings" not in data
+    table = load_rows(tmp_path, [PLAIN | {"chosen_model": "a", "score": 1.5, "ratings": [1, 2]}])
+    assert table.loc[0, ["chosen_model", "score"]].to_list() == ["a", 1.5]
+    assert "ratings" not in table
 
 
 def test_extra_columns_of_mixed_kinds_are_left_out_as_no_file_could_hold_them(tmp_path):
     extras = [{"id": 1, "score": 1, "note": None}, {"id": "two", "score": 0.5, "note": "x"}]
-    data = load_rows(tmp_path, [PLAIN | extra for extra in extras])
-    assert {"score", "note"} <= set(data)
-    assert "id" not in data
-    data.to_parquet(tmp_path / "kept.parquet")
+    table = load_rows(tmp_path, [PLAIN | extra for extra in extras])
+    assert {"score", "note"} <= set(table)
+    assert "id" not in table
+    table.to_parquet(tmp_path / "kept.parquet")
 
 
 def test_a_data_file_lies_beside_params_wherever_one_works_from(tmp_path, monkeypatch):
@@ -164,9 +164,9 @@ def test_json_array_and_parquet_read_like_json_lines(tmp_path):
 def test_ties_are_left_out_and_counted(tmp_path):
     row = {"instruction": "Hello?", "output_1": "Hi!", "output_2": "Go away."}
     with pytest.warns(UserWarning, match="1 ties"):
-        data = load_rows(tmp_path, [row | {"preference": 1.5}, row | {"preference": 2}])
-    assert len(data) == 1
-    assert data.attrs["n_ties"] == 1
+        table = load_rows(tmp_path, [row | {"preference": 1.5}, row | {"preference": 2}])
+    assert len(table) == 1
+    assert table.attrs["n_ties"] == 1
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ def test_ties_are_left_out_and_counted(tmp_path):
     "labels", [{}, {"chosen": "A", "rejected": "B"}, {"output_1": "A", "output_2": "B", "preference": 1}]
 )
 def test_what_alpacas_rows_keep_beside_the_instruction_is_joined_to_the_prompt(tmp_path, beside, expected, labels):
-    data = load_rows(tmp_path, [{"instruction": "Translate:"} | beside | labels])
-    assert data["prompt"][0] == expected
-    assert not {"input", "system", "history"} & set(data)
+    table = load_rows(tmp_path, [{"instruction": "Translate:"} | beside | labels])
+    assert table["prompt"][0] == expected
+    assert not {"input", "system", "history"} & set(table)
 
 
 def test_a_system_message_joins_a_conversation_once(tmp_path):
@@ -216,20 +216,20 @@ def test_answers_that_may_repeat_the_prompt_are_given_as_messages(tmp_path):
 
 
 def test_a_weight_is_kept_as_the_losss(tmp_path):
-    data = load_rows(tmp_path, [PLAIN | {"weight": 0}, PLAIN | {"weight": 2.5}])
-    assert data.loss_weights(data).to_list() == [0, 2.5]
-    assert data.loss_weights(data.drop(columns="weight")).to_list() == [1, 1]
+    table = load_rows(tmp_path, [PLAIN | {"weight": 0}, PLAIN | {"weight": 2.5}])
+    assert data.loss_weights(table).to_list() == [0, 2.5]
+    assert data.loss_weights(table.drop(columns="weight")).to_list() == [1, 1]
     for weights in ([0.0, 0.0], [1.0, np.nan], [1.0, -1.0], [1.0, np.inf]):
         with pytest.raises(ValueError, match="weight"):
-            data.loss_weights(data.assign(weight=weights))
+            data.loss_weights(table.assign(weight=weights))
 
 
 @pytest.mark.parametrize("name", ["loss_weight", "loss_slope", "margin", "flipped", "prompt_ids", "ref_chosen_logps"])
 def test_a_column_that_a_later_step_makes_is_left_out_with_a_warning_and_others_stay(tmp_path, name):
     with pytest.warns(UserWarning, match=f"left out columns '{name}'"):
-        data = load_rows(tmp_path, [PLAIN | {name: 7, "slope": 3}])
-    assert data["slope"].to_list() == [3]
-    assert name not in data
+        table = load_rows(tmp_path, [PLAIN | {name: 7, "slope": 3}])
+    assert table["slope"].to_list() == [3]
+    assert name not in table
 
 
 @pytest.mark.parametrize("value", [2**63, -(2**100), [1]])
@@ -239,9 +239,9 @@ def test_extra_values_that_parquet_cannot_hold_are_left_out_with_a_warning(tmp_p
 
 
 def test_half_a_surrogate_pair_in_an_extra_column_is_replaced(tmp_path):
-    data = load_rows(tmp_path, [PLAIN | {"note": "a\ud83d"}])
-    assert data["note"].to_list() == ["a\ufffd"]
-    data.to_parquet(tmp_path / "kept.parquet")
+    table = load_rows(tmp_path, [PLAIN | {"note": "a\ud83d"}])
+    assert table["note"].to_list() == ["a\ufffd"]
+    table.to_parquet(tmp_path / "kept.parquet")
 
 
 # --- bad input
@@ -300,9 +300,9 @@ def test_all_problems_are_counted_and_the_first_twenty_shown(tmp_path):
 
 def test_bad_rows_are_dropped_only_on_request_and_with_a_warning(tmp_path):
     with pytest.warns(UserWarning, match=r"(?s)1 problems in 1 of 2 rows.*line 2: chosen: empty text"):
-        data = load_rows(tmp_path, [PLAIN, PLAIN | {"chosen": ""}], bad_rows="drop")
-    assert len(data) == 1
-    assert data.attrs["n_bad_rows"] == 1
+        table = load_rows(tmp_path, [PLAIN, PLAIN | {"chosen": ""}], bad_rows="drop")
+    assert len(table) == 1
+    assert table.attrs["n_bad_rows"] == 1
 
 
 def test_lines_that_are_not_utf8_are_named(tmp_path):
@@ -359,11 +359,11 @@ def test_a_damaged_file_is_read_and_can_be_kept_or_is_refused_by_name(tmp_path, 
             ]
         path.write_bytes(content)
         try:
-            data = data.load(str(path), bad_rows=bad_rows)
+            table = data.load(str(path), bad_rows=bad_rows)
         except ValueError as error:
             refused = str(error)
         else:
-            data.to_parquet(tmp_path / "kept.parquet")
+            table.to_parquet(tmp_path / "kept.parquet")
             refused = name
         assert name in refused, content
 
@@ -405,9 +405,9 @@ def test_cached_dataset_loads_offline(tmp_path, monkeypatch, empty_cache):
     info |= {"config_name": "default", "dataset_name": "pairs"}
     (cached / "dataset_info.json").write_text(json.dumps(info))
     monkeypatch.setattr(datasets.config, "HF_ENDPOINT", NOBODY_LISTENS)
-    data = data.load("owner/pairs")
-    assert (data["chosen"].to_list(), data.attrs["revision"]) == (["Hi!"], COMMIT)
-    assert data.load("owner/pairs", revision=COMMIT).equals(data)
+    table = data.load("owner/pairs")
+    assert (table["chosen"].to_list(), table.attrs["revision"]) == (["Hi!"], COMMIT)
+    assert data.load("owner/pairs", revision=COMMIT).equals(table)
     with pytest.raises(ConnectionError, match=f"asked for at revision v1.*the local cache has {COMMIT}"):
         data.load("owner/pairs", revision="v1")
 
@@ -440,32 +440,32 @@ def test_labelled_parts_hold_all_pairs_of_their_prompts_and_rounds_no_labels():
 
 
 def test_evaluation_prompts_depend_on_shuffle_seed_only():
-    data = data.load("builtin")
-    one = data.split(data, 10, [20], 30, shuffle_seed=0, seed=1)
-    two = data.split(data, 50, [20, 20], 30, shuffle_seed=0, seed=2)
-    three = data.split(data, 10, [20], 30, shuffle_seed=1, seed=1)
+    table = data.load("builtin")
+    one = data.split(table, 10, [20], 30, shuffle_seed=0, seed=1)
+    two = data.split(table, 50, [20, 20], 30, shuffle_seed=0, seed=2)
+    three = data.split(table, 10, [20], 30, shuffle_seed=1, seed=1)
     pd.testing.assert_frame_equal(one.evaluation, two.evaluation)
     assert set(one.evaluation["prompt_id"]) != set(three.evaluation["prompt_id"])
 
 
 def test_run_seed_changes_the_labelled_seed():
-    data = data.load("builtin")
-    one, two = (data.split(data, 64, [20], 30, 0, seed=s).seed["prompt_id"] for s in (1, 2))
+    table = data.load("builtin")
+    one, two = (data.split(table, 64, [20], 30, 0, seed=s).seed["prompt_id"] for s in (1, 2))
     assert set(one) != set(two)
 
 
 def test_order_is_that_of_a_shuffled_dataset():
-    data = data.load("builtin")
-    shuffled = datasets.Dataset.from_dict({"id": data["prompt_id"].to_list()}).shuffle(seed=42)["id"]
-    splits = data.split(data, 20, [80, 200], 0, shuffle_seed=42)
+    table = data.load("builtin")
+    shuffled = datasets.Dataset.from_dict({"id": table["prompt_id"].to_list()}).shuffle(seed=42)["id"]
+    splits = data.split(table, 20, [80, 200], 0, shuffle_seed=42)
     ids = pd.concat(parts_of(splits))["prompt_id"].to_list()
     assert ids == list(shuffled)[:300]
 
 
 def test_selected_prompts_become_the_seed_and_leave_the_rounds():
-    data = data.load("builtin")
+    table = data.load("builtin")
     seen = []
-    splits = data.split(data, 3, [40], 10, 0, select=lambda c: seen.append(c) or [7, 0, 5])
+    splits = data.split(table, 3, [40], 10, 0, select=lambda c: seen.append(c) or [7, 0, 5])
     assert splits.seed["prompt_id"].to_list() == seen[0]["prompt_id"][[7, 0, 5]].to_list()
     assert not set(splits.seed["prompt_id"]) & set(splits.rounds[0]["prompt_id"])
 
@@ -580,12 +580,12 @@ def test_seed_selected_by_farthest_point_is_found_again_by_its_ids_without_a_mod
 
 
 def test_calibration_prompts_are_apart_and_stay_when_a_round_is_added():
-    data = data.load("builtin")
-    short, long = (data.split(data, 5, rounds, 5, 0, n_calibration=7) for rounds in ([4], [4, 4]))
+    table = data.load("builtin")
+    short, long = (data.split(table, 5, rounds, 5, 0, n_calibration=7) for rounds in ([4], [4, 4]))
     pd.testing.assert_frame_equal(short.calibration, long.calibration)
     ids = [key for part in (*parts_of(long), long.calibration) for key in part["prompt_id"]]
     assert len(ids) == len(set(ids)) == 5 + 4 + 4 + 5 + 7
-    pd.testing.assert_frame_equal(long.seed, data.split(data, 5, [4], 5, 0).seed)
+    pd.testing.assert_frame_equal(long.seed, data.split(table, 5, [4], 5, 0).seed)
 
 
 # --- label noise
@@ -619,8 +619,8 @@ def test_flipping_twice_is_refused():
 
 @pytest.mark.skipif(not REAL_PAIRS.exists(), reason="the GPT-4 preference file is not beside this repository")
 def test_real_preferences_load_and_split_by_prompt():
-    data = data.load(str(REAL_PAIRS))
-    assert (len(data), data["prompt_id"].nunique()) == (4075, 316)
-    splits = data.split(data, 100, [50, 50], 100, shuffle_seed=42, seed=0)
+    table = data.load(str(REAL_PAIRS))
+    assert (len(table), table["prompt_id"].nunique()) == (4075, 316)
+    splits = data.split(table, 100, [50, 50], 100, shuffle_seed=42, seed=0)
     ids = [prompt_id for part in parts_of(splits) for prompt_id in part["prompt_id"].unique()]
     assert len(ids) == len(set(ids)) == 300
