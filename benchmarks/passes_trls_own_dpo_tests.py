@@ -60,7 +60,7 @@ class Outcomes:
 
     def pytest_exception_interact(self, node, call, report):
         last = call.excinfo.traceback[-1]
-        ours = isinstance(call.excinfo.value, ValueError) and last.path.name == "weighted_dpo.py"
+        ours = isinstance(call.excinfo.value, ValueError) and last.path.parent.name == "leader"
         message = str(call.excinfo.value).strip().splitlines() or [call.excinfo.typename]
         self.of[report.nodeid.split("::", 1)[-1]] = ["refused" if ours else "failed", message[0][:160]]
 
@@ -76,9 +76,9 @@ def run_tests(checkout: Path, trainer: str, out: Path) -> None:
         if not hasattr(import_utils, question):
             setattr(import_utils, question, lambda: False)
     if trainer != "DPOTrainer":
-        from sgpo_lib.leader import trainer
+        from sgpo_lib import leader
 
-        trl.DPOTrainer = getattr(weighted_dpo, trainer)
+        trl.DPOTrainer = getattr(leader, trainer)
     outcomes = Outcomes()
     options = ["-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={checkout}", "-k", "Trainer"]
     pytest.main([*options, str(checkout / TESTS)], plugins=[outcomes])

@@ -101,7 +101,7 @@ if __name__ == "__main__":
     held_out = times[times["calibrated on"] == ""]
     for kind in ("generation", "scoring", "training"):
         now, before = getattr(rates, kind) / 1e9, getattr(TWO_CPU_CORES, kind) / 1e9
-        print(f"- {kind}: {now:.0f} GFLOP/s effective; sgpo_lib/plan.py has {before:.0f}")
+        print(f"- {kind}: {now:.0f} GFLOP/s effective; sgpo_lib/plan/machines.py has {before:.0f}")
     print(f"\n{times.round(2).to_markdown(index=False)}\n")
     total = held_out["predicted s"].sum() / held_out["measured s"].sum()
     low, high = held_out["ratio"].min(), held_out["ratio"].max()

@@ -61,8 +61,8 @@ def load(source: str, split: str = "train", bad_rows: str = "raise", revision: s
     FileNotFoundError
         No such file or dataset.
     ConnectionError
-        The hub does not answer within `sgpo_lib.data.hub.DEADLINE` seconds and the local cache does not have the dataset,
-        or not the revision.
+        The hub does not answer within `sgpo_lib.data.hub.DEADLINE` seconds and the local cache does not have the
+        dataset, or not the revision.
 
     Notes
     -----
@@ -157,6 +157,7 @@ def _read_hub(source: str, split: str, revision: str | None) -> tuple[list[tuple
 
 
 def fingerprint_of(data: pd.DataFrame) -> str:
+    """Return a hash of prompts, labels and weights in their order: data that differs in any has another."""
     columns = [data[name].tolist() for name in ("prompt", "chosen", "rejected", "weight") if name in data]
     digest = hashlib.sha256()
     for row in zip(*columns, strict=True):

@@ -80,8 +80,7 @@ class LLMJudge:
 
         Raises
         ------
-        sgpo_lib.judges.endpoint.EndpointError : if the endpoint fails, or more than `max_unread` stays unread; what it has
-            answered is kept.
+        EndpointError : if the endpoint fails, or more than `max_unread` stays unread; what it has answered is kept.
         """
         rows = list(zip(prompts, first, second, strict=True))
         asked = np.array([a != b for _, a, b in rows], dtype=bool)

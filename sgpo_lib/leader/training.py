@@ -1,7 +1,6 @@
 """The leader's move: pairs and their worst case in, updated policy out, by TRL's DPOTrainer.
 
-Knows how rows are trained on; what each mode makes of pairs is in `sgpo_lib.leader.modes`, and the optimisation is TRL's.
-`sgpo_lib.steps.launch` does the same on several devices.
+Knows how rows are trained on; what each mode makes of pairs is in `modes`, and the optimisation is TRL's.
 """
 
 import contextlib

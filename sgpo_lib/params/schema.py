@@ -263,6 +263,7 @@ class Params(Section):
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested sections as `{dotted key: value}`."""
     if isinstance(values, dict) and values:
         rows: dict[str, Any] = {}
         for key, value in values.items():

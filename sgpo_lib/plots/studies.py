@@ -1,4 +1,4 @@
-"""Pictures of a study: variants held against each other over seeds, as `sgpo_lib.evaluation.comparison` tabulates them."""
+"""Pictures of a study: variants held against each other over seeds, from the tables of `evaluation.comparison`."""
 
 from collections.abc import Iterable
 
@@ -36,7 +36,8 @@ def methods_compared(
 
     Parameters
     ----------
-    results, differences : as `sgpo_lib.evaluation.comparison` returns them. Dots are seeds, bars t intervals over seeds.
+    results, differences : as `sgpo_lib.evaluation.comparison` returns them. Dots are seeds, bars t intervals over
+        seeds.
     """
     final = results[results["is_final"]]
     baselines = list(dict.fromkeys(differences["baseline"]))

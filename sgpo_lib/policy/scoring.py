@@ -85,11 +85,13 @@ def embed(policy: Policy, prompts: Sequence[list[dict]], max_length: int, batch_
 def pad(
     sequences: list[list[int]], tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> dict[str, torch.Tensor]:
+    """Return a batch padded on the left, as the model takes it."""
     inputs = tokenizer.pad({"input_ids": sequences}, return_tensors="pt")
     return {key: inputs[key].to(device) for key in ("input_ids", "attention_mask")}
 
 
 def check_context(policy: Policy, n_tokens: int, what: str) -> None:
+    """Refuse sequences that leave the context the model has learnt."""
     context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and n_tokens > context:
         raise ValueError(

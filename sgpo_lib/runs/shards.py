@@ -56,10 +56,10 @@ def in_shards(
 
 
 def _made_by(part: pd.DataFrame, key: dict[str, Any]) -> str:
-    return sha256_of(json.dumps([int(part.index[0]), part.to_dict("list"), key], sort_keys=True).encode())
+    return _hash(json.dumps([int(part.index[0]), part.to_dict("list"), key], sort_keys=True).encode())
 
 
-def sha256_of(content: bytes) -> str:
+def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:20]
 
 
@@ -67,7 +67,7 @@ def _kept(folder: Path, name: str) -> bytes | None:
     """Content of the shard of that name, if there is one and it is what was written."""
     for file in folder.glob(f"{name}-*.parquet"):
         content = file.read_bytes()
-        if file.stem == f"{name}-{sha256_of(content)}":
+        if file.stem == f"{name}-{_hash(content)}":
             return content
     return None
 
@@ -76,7 +76,7 @@ def _keep(folder: Path, name: str, frame: pd.DataFrame) -> bytes:
     stream = io.BytesIO()
     frame.to_parquet(stream, index=False)
     content = stream.getvalue()
-    file = folder / f"{name}-{sha256_of(content)}.parquet"
+    file = folder / f"{name}-{_hash(content)}.parquet"
     with replacing(file) as temporary:
         temporary.write_bytes(content)
     return content

@@ -58,6 +58,7 @@ def _canonical(made_from: dict) -> str:
 
 
 def is_alive(pid: int) -> bool:
+    """Say whether another process of that number runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -68,6 +69,7 @@ def is_alive(pid: int) -> bool:
 
 
 def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -75,6 +77,7 @@ def remove(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, or of a folder's files and their names."""
     digest = hashlib.sha256()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     for file in files:
@@ -87,6 +90,7 @@ def sha256_of(path: Path) -> str:
 
 
 def write_parquet(table: pd.DataFrame, path: Path) -> None:
+    """Write a table; what Parquet cannot hold is named by its column."""
     try:
         table.to_parquet(path, index=False)
     except (pyarrow.ArrowException, ValueError, TypeError, OverflowError) as error:
@@ -105,6 +109,7 @@ def _fits_parquet(column: pd.Series) -> bool:
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
+    """Read a table, with plain lists in list columns, which chat templates and tokenizers want."""
     try:
         frame = pd.read_parquet(path)
     except Exception as error:

@@ -1,6 +1,7 @@
-"""The steps that train, on several devices: what notebooks 01 and 04 do, without their pictures, run by accelerate.
+r"""The steps that train, on several devices: what notebooks 01 and 04 do, without their pictures, run by accelerate.
 
-    accelerate launch --config_file params/accelerate/fsdp.yaml -m sgpo_lib.steps.launch params/mistral-7b.yaml --round 1
+    accelerate launch --config_file params/accelerate/fsdp.yaml \
+        -m sgpo_lib.steps.launch params/mistral-7b.yaml --round 1
 
 Every process reads the same pairs and trains on its share of each batch; the first one writes. The step that is
 left behind is the notebook's: whatever comes next cannot tell them apart.

@@ -187,7 +187,7 @@ def test_a_server_back_within_the_tries_is_not_noticed(serve, tmp_path):
 def test_a_killed_client_resumes(serve, tmp_path):
     server = serve(lambda n, request, headers: (time.sleep(0.1), (200, good(request), {}))[1])
     code = (
-        "import sys; from sgpo_lib.endpoint import Endpoint\n"
+        "import sys; from sgpo_lib.judges.endpoint import Endpoint\n"
         "asker = Endpoint(sys.argv[1], 'm', sys.argv[2], max_concurrency=1)\n"
         "asker.complete([[{'role': 'user', 'content': str(i)}] for i in range(100)])"
     )

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from sgpo_lib import annotation
 from sgpo_lib.data.builtin_prompts import builtin_prompts
 from sgpo_lib.params import GenerationParams, LoraParams, ModelParams
-from sgpo_lib.policy import Policy, generate, sequence_log_probs, vllm
+from sgpo_lib.policy import Policy, generate, sequence_log_probs
+from sgpo_lib.policy import vllm as engine
 
 PROMPTS = pd.DataFrame(
     {
@@ -105,7 +106,7 @@ def vllm(monkeypatch):
         return SimpleNamespace(lora_path=lora_path)
 
     modules = SimpleNamespace(LLM=Vllm, SamplingParams=sampling_params, LoRARequest=lora_request)
-    monkeypatch.setattr(vllm, "_import_vllm", lambda: modules)
+    monkeypatch.setattr(engine, "_import_vllm", lambda: modules)
     return Vllm
 
 
@@ -120,7 +121,7 @@ def test_the_same_tokens_become_the_same_table(policy):
         for row in table.itertuples()
     ]
     jobs = list(zip(table["prompt_index"], table["sample"], strict=True))
-    converted = vllm.to_responses(policy, jobs, outputs)
+    converted = engine.to_responses(policy, jobs, outputs)
     pd.testing.assert_frame_equal(converted, table, check_exact=False, atol=1e-4, rtol=0)
     for column in table.columns.drop("log_prob"):
         assert converted[column].tolist() == table[column].tolist(), column
@@ -130,7 +131,7 @@ def test_the_same_tokens_become_the_same_table(policy):
 @pytest.mark.parametrize(("ids", "reason"), [([5, 6], "stop"), ([], "abort"), ([5], "repetition")])
 def test_an_answer_that_did_not_end_as_ours_do_is_refused(policy, ids, reason):
     with pytest.raises(RuntimeError, match=f"sample 1 of prompt 7 by '{reason}'.*engine: transformers"):
-        vllm.to_responses(policy, [(7, 1)], [output([1, 2], ids, -1.0, reason)])
+        engine.to_responses(policy, [(7, 1)], [output([1, 2], ids, -1.0, reason)])
 
 
 # --- the whole way

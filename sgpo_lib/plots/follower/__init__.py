@@ -1,4 +1,4 @@
-"""Pictures of the follower: one worst case (`worst`), and how it changes with radius, tangents, groups and solver (`sweeps`)."""
+"""Pictures of the follower: one worst case (`worst`), and how it changes with radius, groups, solver (`sweeps`)."""
 
 from sgpo_lib.plots.follower.sweeps import grouping_cost, solvers_side_by_side, tangent_error, value_against_radius
 from sgpo_lib.plots.follower.worst import (
