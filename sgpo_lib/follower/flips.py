@@ -101,12 +101,12 @@ def worst_flips(margins, flip_probability, radius: float) -> WorstFlips:
 
     # The adversary makes one of the two orders likelier, the one of larger loss; the other is `mild`. Sizes
     # |x_i| instead of margins keep exponentials below 1, and a size of 0 keeps certain labels out of the search.
-    is_up = margins > 0
-    sizes = np.where((prior > 0) & (prior < 1), np.abs(margins), 0.0)
-    mild, harmful = np.where(is_up, 1 - prior, prior), np.where(is_up, prior, 1 - prior)
-    losses = logistic_loss(margins)
+    is_up = (margins > 0).astype(float)
+    mild, harmful = np.abs(is_up - prior), np.abs(1 - is_up - prior)
+    sizes = np.abs(margins) * ((prior > 0) & (prior < 1))
+    losses = np.concatenate([logistic_loss(margins[part]) for part in _chunks(margins.size)])
     nominal = float(np.mean(losses + prior * margins))
-    unpriced = float(np.mean(losses + np.where(sizes > 0, np.maximum(margins, 0), prior * margins)))
+    unpriced = nominal + float(np.mean(mild * sizes))
 
     room = _largest_divergence(harmful, sizes)
     if radius >= room:
@@ -116,10 +116,9 @@ def worst_flips(margins, flip_probability, radius: float) -> WorstFlips:
     else:
         price, spent = _price_and_spent(mild, harmful, sizes, radius)
         parts = [_tilted(mild[part], harmful[part], sizes[part], 1 / price) for part in _chunks(sizes.size)]
-        mild_share = np.concatenate([share for share, _ in parts])
-        q = np.where(is_up, 1 - mild_share, mild_share)
+        q = np.abs(is_up - np.concatenate([share for share, _ in parts]))
         mean_log_total = math.fsum(log_total.sum() for _, log_total in parts) / sizes.size
-        dual_value = price * radius + unpriced + price * mean_log_total
+        dual_value = unpriced + price * (radius + mean_log_total)
     return WorstFlips(
         value=float(np.mean(losses + q * margins)),
         dual_value=dual_value,
