@@ -1,7 +1,11 @@
 """The lab: its closed forms, its arms' identities, and its tables."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+import papermill
 import pytest
 
 from sgpo_lib import lab
@@ -167,3 +171,24 @@ def test_predictions_say_what_made_them(tmp_path):
     page, csv = lab.write_predictions(tmp_path, {"S1": table}, "Made by `x` on y, commit z.")
     assert "Made by `x` on y, commit z." in page.read_text()
     assert pd.read_csv(csv, index_col="arm").loc["flips", "gain"] == 0.1
+
+
+def test_the_notebook_writes_its_predictions(tmp_path):
+    # The explorer's button is not pressed; everything else runs, in few runs.
+    few = {"n_runs": 4, "n_map_runs": 4, "label_noise": [0.0, 0.25], "n_labels": [16, 32]}
+    notebook = Path(__file__).parent.parent / "notebooks" / "09_lab.ipynb"
+    papermill.execute_notebook(
+        notebook,
+        tmp_path / "lab.ipynb",
+        few | {"figures_dir": str(tmp_path)},
+        cwd=notebook.parent,
+        progress_bar=False,
+    )
+    page = (tmp_path / "lab" / "predictions.md").read_text()
+    assert re.search(r"Made by `papermill .* -p n_runs 4 .*commit ([0-9a-f]{9}|unknown)", page)
+    equivalents = pd.read_csv(tmp_path / "lab" / "S3.csv", index_col="arm")
+    assert {"seed DPO", "flips + replay"} <= set(equivalents.index)
+    assert equivalents["labels"].between(16, 1440).all()
+    assert {"arms.png", "influence.png", "maps.png", "label_curve.png"} <= {
+        f.name for f in (tmp_path / "lab").iterdir()
+    }

@@ -37,8 +37,8 @@ class Setting:
     n_rounds: int = 3
     batch_size: int = 16
     n_seed_steps: int = 16
-    beta: float = 0.1
-    learning_rate: float = 0.5
+    beta: float = 0.5
+    learning_rate: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class Arm:
         Whether gold utility orders the round's pairs: the ceiling.
     more_steps : int
         Optimiser steps a round beyond the others': a confound.
+    step_size : float
+        Factor on the learning rate of the rounds: a confound, because weaker pulls are shorter steps.
     shuffle : int
         Another number is another shuffle of the same pairs: the A/A arm.
     """
@@ -72,6 +74,7 @@ class Arm:
     on_labels: bool = False
     by_gold: bool = False
     more_steps: int = 0
+    step_size: float = 1.0
     shuffle: int = 0
 
 
@@ -88,8 +91,9 @@ ARMS = {
     "A/A: other shuffle": Arm(shuffle=1),
     "placebo: transport .3 at random": Arm(radius=0.3, at_random=True),
     "confound: one step more": Arm(more_steps=1),
+    "confound: steps a quarter as long": Arm(step_size=0.25),
 }
-"""Name to arm. The last three are controls: what a comparison shows where there is nothing to see."""
+"""Name to arm. The last four are controls: what a comparison shows where no adversary is at work."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +193,7 @@ def play(world: World, setting: Setting, begin: Start, arm: Arm) -> End:
             shape = begin.seed_pairs.prompt.shape
             order = batches(streams[2], n_runs, shape[1], n_steps, setting.batch_size)
             parts.append((begin.seed_pairs, Distortion.none(shape), order))
-        theta = train(theta, reference, parts, features, setting.beta, setting.learning_rate)
+        theta = train(theta, reference, parts, features, setting.beta, arm.step_size * setting.learning_rate)
         influences.append(distortion.influence())
         accuracies.append((pairs.margins(begin.utility, features) > 0).mean(axis=1))
     return End(theta, np.mean(influences, axis=0), np.mean(accuracies, axis=0))

@@ -51,7 +51,9 @@ def summary(results: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
     """Return means over runs and each arm's difference to the baseline, paired by run, with 95% intervals.
 
     Columns ``raw``, ``raw_low``, ``raw_high`` compare the policies as they end, ``gain``, ``gain_low``,
-    ``gain_high`` at matched KL. The intervals are normal ones, of the mean over independent runs.
+    ``gain_high`` at matched KL. The intervals are normal ones, of the mean over independent runs. ``share`` is the
+    gain at matched KL by the unit that carries over to other models: what the baseline, as trained, gains on seed
+    DPO.
     """
     table = results.groupby("arm", sort=False)[["kl", "gold", "matched", "influence", "accuracy"]].mean()
     for column, name in (("gold", "raw"), ("matched", "gain")):
@@ -63,6 +65,7 @@ def summary(results: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
             differences.mean() - half,
             differences.mean() + half,
         )
+    table["share"] = table["gain"] / (table.loc[baseline, "gold"] - table.loc["seed DPO", "gold"])
     return table
 
 

@@ -1,8 +1,13 @@
 """The figures of the lab notebook: arms against the baseline, gains against influence, maps, label curves."""
 
+from dataclasses import replace
+
+import ipywidgets
 import numpy as np
 import pandas as pd
+from IPython.display import display
 
+from sgpo_lib import lab
 from sgpo_lib.plots.style import COLORS, new_figure
 
 
@@ -99,3 +104,25 @@ def label_curve(counts: list[int], curve: np.ndarray, gold: dict[str, np.ndarray
     axis.set_xticks(counts, counts)
     axis.minorticks_off()
     return figure
+
+
+def explorer(world: lab.World, setting: lab.Setting, seed: int, nats: float):
+    """Sliders over label noise, labels and rounds, and a button that plays every arm a hundred times.
+
+    Parameters
+    ----------
+    world, setting, seed, nats
+        As in `sgpo_lib.lab.compare`.
+    """
+
+    def draw(label_noise: float, n_labels: int, n_rounds: int) -> None:
+        own = replace(setting, label_noise=label_noise, n_labels=n_labels, n_rounds=n_rounds)
+        display(arms(lab.summary(lab.compare(world, own, lab.ARMS, 100, seed, nats))))
+
+    return ipywidgets.interactive(
+        draw,
+        {"manual": True, "manual_name": "play"},
+        label_noise=ipywidgets.FloatSlider(setting.label_noise, min=0, max=0.45, step=0.05),
+        n_labels=ipywidgets.SelectionSlider(options=[16, 32, 64, 128, 256, 512], value=setting.n_labels),
+        n_rounds=ipywidgets.IntSlider(setting.n_rounds, min=1, max=6),
+    )
