@@ -10,8 +10,8 @@ def influence(worst: WorstCase, reference: str = "previous") -> float:
     A pair's pull is how hard the loss pushes its margin x up, minus the loss's slope. DPO pulls with sigma(-x);
     leader mode `transport`, whose loss is (1 - t) l(x) + t l(x - d), with (1 - t) sigma(-x) + t sigma(d - x).
 
-    Bound: at every point of training, the pulls change by at most radius / 4 a pair, whatever the support, the
-    cap and the grouping. Proof: sigma is 1/4-Lipschitz, so pair i's pull changes by t_i |sigma(d_i - x) -
+    Bound: at every point of training, the pulls change by at most radius / 4 a pair, whatever the support
+    and the grouping. Proof: sigma is 1/4-Lipschitz, so pair i's pull changes by t_i |sigma(d_i - x) -
     sigma(-x)| <= t_i d_i / 4, and sum_i t_i d_i <= N radius. QED. DPO's mean pull turns this into a share:
 
     - reference `previous`: all margins start at 0, where DPO pulls with 1/2, so influence <= radius / 2. It is

@@ -10,6 +10,9 @@ from IPython.display import display
 from sgpo_lib import lab
 from sgpo_lib.plots.style import COLORS, new_figure
 
+KINDS = {"transport": "follower", "random": "accent", "flips": "dpo", "shorter": "sky"}
+"""How the names of a graded series of arms begin, and its color in `gain_against_influence`."""
+
 
 def arms(table: pd.DataFrame):
     """Each arm's difference to the baseline with its 95% interval, as trained and at matched KL.
@@ -36,6 +39,7 @@ def gain_against_influence(table: pd.DataFrame, control: str):
     Parameters
     ----------
     table : DataFrame of `sgpo_lib.lab.summary`
+        Its index begins with the `KINDS`.
     control : str
         The arm that shows the run noise; other arms without influence are left out.
     """
@@ -43,7 +47,7 @@ def gain_against_influence(table: pd.DataFrame, control: str):
     axis.axhspan(*table.loc[control, ["gain_low", "gain_high"]], color=COLORS["reference"], alpha=0.4, label=control)
     axis.axhline(0, color=COLORS["bound"], linewidth=0.8)
     drawn = table[table["influence"] > 0]
-    for kind, color in (("transport", "follower"), ("random", "accent"), ("flips", "dpo")):
+    for kind, color in KINDS.items():
         part = drawn[drawn.index.str.startswith(kind)].sort_values("influence")
         half = (part["gain_high"] - part["gain_low"]) / 2
         axis.errorbar(part["influence"], part["gain"], half, fmt="o-", color=COLORS[color], label=kind)
