@@ -186,6 +186,7 @@ def test_the_notebook_writes_its_predictions(tmp_path):
     )
     page = (tmp_path / "lab" / "predictions.md").read_text()
     assert re.search(r"Made by `papermill .* -p n_runs 4 .*commit ([0-9a-f]{9}|unknown)", page)
+    assert pd.read_csv(tmp_path / "lab" / "S2.csv")["label_noise"].tolist() == [0.0] * 8 + [0.25] * 8
     equivalents = pd.read_csv(tmp_path / "lab" / "S3.csv", index_col="arm")
     assert {"seed DPO", "flips + replay"} <= set(equivalents.index)
     assert equivalents["labels"].between(16, 1440).all()

@@ -137,8 +137,8 @@ def write_predictions(folder: Path, tables: dict[str, pd.DataFrame], made_by: st
     page = [f"# Predictions of the lab\n\n{made_by}\n"]
     for name, table in tables.items():
         with replacing(folder / f"{name}.csv") as temporary:
-            table.to_csv(temporary, float_format="%.6g")
-        page.append(f"## {name}\n\n{table.to_markdown(floatfmt='.4f')}\n")
+            table.reset_index().to_csv(temporary, index=False, float_format="%.6g")
+        page.append(f"## {name}\n\n{table.reset_index().to_markdown(index=False, floatfmt='.4f')}\n")
     with replacing(folder / "predictions.md") as temporary:
         temporary.write_text("\n".join(page), encoding="utf-8")
     return [folder / "predictions.md", *(folder / f"{name}.csv" for name in tables)]
