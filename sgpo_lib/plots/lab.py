@@ -101,9 +101,13 @@ def label_curve(counts: list[int], curve: np.ndarray, gold: dict[str, np.ndarray
     figure, axis = new_figure(width=5.6, height=3.8)
     half = 1.96 * curve.std(axis=0, ddof=1) / np.sqrt(len(curve))
     axis.errorbar(counts, curve.mean(axis=0), half, fmt="o-", color=COLORS["dpo"])
-    for name, values in gold.items():
-        axis.axhline(values.mean(), color=COLORS["reference"], linewidth=0.8)
-        axis.text(counts[-1], values.mean(), name, ha="right", va="bottom", fontsize=7)
+    means = {name: values.mean() for name, values in gold.items()}
+    low, high = axis.get_ylim()
+    text = -np.inf
+    for name in sorted(means, key=means.get):
+        axis.axhline(means[name], color=COLORS["reference"], linewidth=0.8)
+        text = max(means[name], text + 0.04 * (high - low))  # names of close lines would cover each other
+        axis.text(1.01, text, name, transform=axis.get_yaxis_transform(), va="center", fontsize=7)
     axis.set(xscale="log", xlabel="labels of seed DPO", ylabel="gold utility at matched KL")
     axis.set_xticks(counts, counts)
     axis.minorticks_off()
