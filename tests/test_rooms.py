@@ -16,6 +16,7 @@ ROOMS = [
     "regret",
     "policy",
     "runs",
+    "lab",
     "judges",
     "plan",
     "annotation",

@@ -1,13 +1,15 @@
 """The follower of the game: margins in, worst-case margin distribution out.
 
-This room knows numbers, and nothing of language models. Importing it loads numpy alone; CVXPY, SciPy,
-scikit-learn and torch are loaded by the functions that need them.
+This room knows numbers, and nothing of language models. Importing it loads numpy alone; CVXPY, SciPy
+and torch are loaded by the functions that need them.
 """
 
 from sgpo_lib.follower.compare import side_by_side
 from sgpo_lib.follower.differentiable import sgpo_loss
 from sgpo_lib.follower.exact import closed_form_value, worst_case
+from sgpo_lib.follower.flips import WorstFlips, flip_loss, worst_flips, worst_flips_at_cost
 from sgpo_lib.follower.grouped import Grouped
+from sgpo_lib.follower.influence import influence
 from sgpo_lib.follower.loss import Loss, Pieces, logistic_loss, tangents
 from sgpo_lib.follower.program import ConvexProgram
 from sgpo_lib.follower.published import Published
@@ -37,8 +39,11 @@ __all__ = [
     "RangeSupport",
     "Support",
     "WorstCase",
+    "WorstFlips",
     "calibrated_radius",
     "closed_form_value",
+    "flip_loss",
+    "influence",
     "logistic_loss",
     "make_support",
     "resolve_radius",
@@ -48,4 +53,6 @@ __all__ = [
     "side_by_side",
     "tangents",
     "worst_case",
+    "worst_flips",
+    "worst_flips_at_cost",
 ]

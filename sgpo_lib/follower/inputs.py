@@ -33,7 +33,7 @@ def checked_margins(margins) -> np.ndarray:
     return margins
 
 
-def checked_radius(radius: float, name: str = "radius") -> float:
+def checked_radius(radius: float, name: str = "radius", unit: str = "margin units") -> float:
     """Return the radius as a float, or explain why it cannot be one.
 
     Raises
@@ -43,8 +43,30 @@ def checked_radius(radius: float, name: str = "radius") -> float:
     """
     radius = float(radius)
     if not (math.isfinite(radius) and radius >= 0):
-        raise ValueError(f"{name} must be a finite number >= 0 in margin units, but is {radius}")
+        raise ValueError(f"{name} must be a finite number >= 0 in {unit}, but is {radius}")
     return radius
+
+
+def checked_probabilities(probabilities, margins: np.ndarray) -> np.ndarray:
+    """Return one probability a margin as a float64 array; a single number stands for all.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many as margins, or one is NaN or outside [0, 1].
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    if probabilities.ndim and probabilities.shape != margins.shape:
+        raise ValueError(
+            f"there must be one probability a margin, or a single one, but there are {probabilities.shape} "
+            f"for {margins.shape} margins"
+        )
+    if not (probabilities.min() >= 0 and probabilities.max() <= 1):
+        raise ValueError(
+            f"probabilities must be in [0, 1], but span {probabilities.min()} to {probabilities.max()}; "
+            "logits need the sigmoid first"
+        )
+    return np.broadcast_to(probabilities, margins.shape)
 
 
 def checked_count(count: int, name: str) -> int:

@@ -14,6 +14,11 @@ from sgpo_lib.follower.inputs import checked_count
 Loss = Callable[[np.ndarray], np.ndarray]
 
 
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """Return 1 / (1 + e^-x), any shape, without overflow and with full precision in the lower tail."""
+    return np.exp(-logistic_loss(x))
+
+
 def logistic_loss(margins: np.ndarray) -> np.ndarray:
     """The DPO loss -log sigma(x) = log(1 + exp(-x)), safe for margins of any size.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sgpo_lib.follower.inputs import checked_margins
+from sgpo_lib.follower.loss import sigmoid
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class CalibratedRadius:
     n_labelled: int
 
     def flip_probability(self, margins) -> np.ndarray:
-        """Return the probability that a human would order each pair the other way, shape (N,)."""
-        return _sigmoid(-(self.intercept + self.slope * np.asarray(margins, dtype=float)))
+        """Return the probability that each pair's true order is the other one, shape (N,)."""
+        return sigmoid(-(self.intercept + self.slope * np.asarray(margins, dtype=float)))
 
 
-def calibrated_radius(margins, labelled_margins) -> CalibratedRadius:
+def calibrated_radius(margins, labelled_margins, label_noise: float = 0.0) -> CalibratedRadius:
     """Return the radius that reaches the true labels, given how often the implicit reward is wrong.
 
     Turning pair i over moves its margin from x_i to -x_i over a distance 2|x_i|. So the margins under the
@@ -41,38 +42,48 @@ def calibrated_radius(margins, labelled_margins) -> CalibratedRadius:
     logistic regression on labelled pairs gives p(x) = sigma(-(c0 + c1 x)), with x the margin in the order
     that the implicit reward prefers and the human's contradiction of that order as outcome.
 
+    Where a known share f of the human labels is itself wrong at random, a contradiction is seen with
+    probability p_obs = f + (1 - 2f) p. The likelihood is of p_obs, the result p = (p_obs - f) / (1 - 2f). (To
+    fit p_obs as a logistic curve and convert that would be biased: p_obs never falls below f.)
+
     Parameters
     ----------
     margins : array_like, shape (N,)
         This round's margins, of the pairs to train on.
     labelled_margins : array_like, shape (M,)
         Implicit reward of the human's chosen response less that of the rejected one, on labelled pairs the
-        policy was not trained on. Negative where human and policy disagree.
+        policy was not trained on. Negative where human and policy disagree. Make these pairs as the pairs to
+        train on are made (two samples, say, not the best and the worst of four): easier pairs have fewer flips.
+    label_noise : float, 0 <= f < 1/2
+        Share of the human labels known to be wrong.
 
     Returns
     -------
     CalibratedRadius
-        If all labelled pairs agree, or none does, no curve can be fitted; the flip probability is then the
-        same for every pair, (flips + 1) / (pairs + 2) by the rule of succession.
+        If all labelled pairs agree, or none does, after (flips - f pairs) / (1 - 2f) takes the noise out, no
+        curve can be fitted; the flip probability is then the same for every pair, (flips + 1) / (pairs + 2) by
+        the rule of succession.
 
     Raises
     ------
     ValueError
-        If either array is empty, NaN or infinite.
+        If either array is empty, NaN or infinite, or the label noise is not in [0, 1/2).
     """
+    if not 0 <= label_noise < 0.5:
+        raise ValueError(f"label_noise must be in [0, 0.5), but is {label_noise}; at 0.5 labels say nothing")
     margins, labelled = checked_margins(margins), checked_margins(labelled_margins)
     flipped = labelled < 0
     n_flips = int(flipped.sum())
-    if 0 < n_flips < labelled.size:
-        from sklearn.linear_model import LogisticRegression
-
-        # The regression penalises the slope, so it should not depend on the units of the reward.
+    n_wrong = (n_flips - label_noise * labelled.size) / (1 - 2 * label_noise)
+    if 0 < n_wrong < labelled.size:
+        # The penalty is on the slope, so the slope should not depend on the units of the reward.
         scale = np.abs(labelled).mean()
-        fit = LogisticRegression().fit(np.abs(labelled)[:, None] / scale, ~flipped)
-        intercept, slope = float(fit.intercept_[0]), float(fit.coef_[0, 0] / scale)
+        intercept, slope = _fit_flips(np.abs(labelled) / scale, flipped, label_noise)
+        slope = float(slope / scale)
     else:
-        intercept, slope = float(np.log((labelled.size - n_flips + 1) / (n_flips + 1))), 0.0
-    radius = 2 * float(np.mean(_sigmoid(-(intercept + slope * margins)) * np.abs(margins)))
+        n_wrong = min(max(n_wrong, 0), labelled.size)
+        intercept, slope = float(np.log((labelled.size - n_wrong + 1) / (n_wrong + 1))), 0.0
+    radius = 2 * float(np.mean(sigmoid(-(intercept + slope * margins)) * np.abs(margins)))
     return CalibratedRadius(radius, intercept, slope, n_flips, labelled.size)
 
 
@@ -123,6 +134,18 @@ def resolve_radius(radius: float | Mapping, margins, labelled_margins=None, marg
     raise ValueError(f"there is no radius rule {radius['rule']!r}; the rules are calibrated, shift")
 
 
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    # Written with tanh, it overflows nowhere.
-    return 0.5 * (1 + np.tanh(0.5 * x))
+def _fit_flips(sizes: np.ndarray, flipped: np.ndarray, label_noise: float) -> tuple[float, float]:
+    """Return intercept and slope of largest likelihood, with half the slope's square as penalty."""
+    from scipy.optimize import minimize
+
+    def loss_and_gradient(coefficients: np.ndarray) -> tuple[float, np.ndarray]:
+        intercept, slope = coefficients
+        wrong, right = (sigmoid(sign * (intercept + slope * sizes)) for sign in (-1, 1))
+        seen_flipped, seen_kept = (label_noise + (1 - 2 * label_noise) * chance for chance in (wrong, right))
+        likelihood = np.maximum(np.where(flipped, seen_flipped, seen_kept), np.finfo(float).tiny)
+        pull = (1 - 2 * label_noise) * wrong * right * np.where(flipped, 1, -1) / likelihood
+        loss = slope**2 / 2 - np.log(likelihood).sum()
+        return loss / sizes.size, np.array([pull.sum(), pull @ sizes + slope]) / sizes.size
+
+    fit = minimize(loss_and_gradient, np.zeros(2), jac=True, method="BFGS", options={"gtol": 1e-8})
+    return float(fit.x[0]), float(fit.x[1])

@@ -65,3 +65,32 @@ def test_shift_allows_unequal_sizes():
 def test_shift_refuses_empty_rounds():
     with pytest.raises(ValueError, match="empty"):
         shift_radius([], [1.0])
+
+
+def test_known_label_noise_is_taken_out_of_the_flip_probability():
+    rng = np.random.default_rng(1)
+    true_order = labelled_margins(200_000, 0.3, 0.8)
+    noisy = np.where(rng.random(true_order.size) < 0.25, -true_order, true_order)
+    fit = calibrated_radius([1.0], noisy, label_noise=0.25)
+    x = np.array([0.5, 2.0, 4.0])
+    np.testing.assert_allclose(fit.flip_probability(x), 1 / (1 + np.exp(0.3 + 0.8 * x)), atol=0.01)
+
+
+def test_the_fit_without_label_noise_is_penalised_logistic_regression():
+    from sklearn.linear_model import LogisticRegression
+
+    labelled = labelled_margins(60, 0.3, 0.8)
+    fit, scale = calibrated_radius([1.0], labelled), np.abs(labelled).mean()
+    other = LogisticRegression(tol=1e-10).fit(np.abs(labelled)[:, None] / scale, labelled >= 0)
+    assert fit.intercept == pytest.approx(other.intercept_[0], rel=1e-5)
+    assert fit.slope == pytest.approx(other.coef_[0, 0] / scale, rel=1e-5)
+
+
+def test_fewer_contradictions_than_the_noise_explains_leave_the_rule_of_succession():
+    fit = calibrated_radius([1.0], np.where(np.arange(98) < 10, -1.0, 1.0), label_noise=0.25)
+    assert fit.flip_probability(1.0) == pytest.approx(1 / 100)
+
+
+def test_labels_that_say_nothing_are_refused():
+    with pytest.raises(ValueError, match="label_noise"):
+        calibrated_radius([1.0], [1.0, -1.0], label_noise=0.5)
