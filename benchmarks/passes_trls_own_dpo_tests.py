@@ -80,18 +80,8 @@ def run_tests(checkout: Path, trainer: str, out: Path) -> None:
 
         trl.DPOTrainer = getattr(weighted_dpo, trainer)
     outcomes = Outcomes()
-    options = [
-        "-q",
-        "--tb=no",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        f"--rootdir={checkout}",
-        "-k",
-        "TestDPOTrainer",
-    ]
-    pytest.main([*options, str(checkout / TESTS)], plugins=[outcomes])
+    options = ["-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "TestDPOTrainer"]
+    pytest.main([*options, f"--rootdir={checkout}", str(checkout / TESTS)], plugins=[outcomes])
     out.write_text(json.dumps(outcomes.of))
 
 
