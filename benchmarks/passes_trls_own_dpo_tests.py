@@ -80,8 +80,8 @@ def run_tests(checkout: Path, trainer: str, out: Path) -> None:
 
         trl.DPOTrainer = getattr(leader, trainer)
     outcomes = Outcomes()
-    options = ["-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={checkout}", "-k", "Trainer"]
-    pytest.main([*options, str(checkout / TESTS)], plugins=[outcomes])
+    options = ["-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "TestDPOTrainer"]
+    pytest.main([*options, f"--rootdir={checkout}", str(checkout / TESTS)], plugins=[outcomes])
     out.write_text(json.dumps(outcomes.of))
 
 
@@ -221,12 +221,19 @@ def main() -> None:
     for name, trainer in list(TRAINERS.items())[1:]:
         count = Counter(made[name].get(test, ["failed"])[0] for test in runnable)
         print(f"| {trainer} | {count['passed']} | {count['refused']} | {count['failed']} |")
+    failed = []
     for name, trainer in list(TRAINERS.items())[1:]:
-        for test in runnable:
-            outcome, message = made[name].get(test, ["failed", "not run"])
-            if outcome != "passed":
-                print(f"\n- {trainer}, {test}: {outcome}: {message}", end="")
-    print()
+        results = {test: made[name].get(test, ["failed", "not run"]) for test in runnable}
+        refused = [test.split("::")[1] for test, (outcome, _) in results.items() if outcome == "refused"]
+        if refused:
+            print(f"\nRefused by {trainer}: {', '.join(refused)}.")
+        failed += [
+            f"{trainer}, {test}: {message}"
+            for test, (outcome, message) in results.items()
+            if outcome not in ("passed", "refused")
+        ]
+    if failed:
+        sys.exit("\n".join(["", "Failed:", *failed]))
 
 
 if __name__ == "__main__":
