@@ -11,7 +11,6 @@ from sgpo_lib.evaluation.metrics import (
     judge,
     length_controlled_win_rate,
     preference_accuracy,
-    sampled_kl,
     summarize,
 )
 
@@ -22,6 +21,5 @@ __all__ = [
     "judge",
     "length_controlled_win_rate",
     "preference_accuracy",
-    "sampled_kl",
     "summarize",
 ]

@@ -14,22 +14,6 @@ from scipy import stats
 from scipy.special import expit
 
 from sgpo_lib.judges.gold import GoldJudge
-from sgpo_lib.policy.model import Policy
-from sgpo_lib.policy.scoring import sequence_log_probs
-
-
-def sampled_kl(policy: Policy, responses: pd.DataFrame, temperature: float) -> np.ndarray:
-    """One-sample estimates of KL(pi || SFT) in nats per response, shape (N,); single ones can be negative.
-
-    Both laws are taken at the sampling temperature, so the mean estimates the divergence of what is
-    deployed. The policy's own log-probability comes from sampling where that was as exact as scoring, else from a
-    scoring pass like the reference's: rounding in bfloat16 would add a floor of some tenths of a nat.
-    """
-    ids = responses["prompt_ids"], responses["response_ids"]
-    own = responses["sampling_log_prob"].to_numpy()
-    if not policy.samples_as_it_scores:
-        own = sequence_log_probs(policy, *ids, temperature=temperature)
-    return own - sequence_log_probs(policy, *ids, reference=True, temperature=temperature)
 
 
 def judge(responses: pd.DataFrame, gold: GoldJudge | None, wins: np.ndarray | None = None) -> pd.DataFrame:

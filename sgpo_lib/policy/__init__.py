@@ -8,7 +8,7 @@ from sgpo_lib.policy.export import merge_adapter
 from sgpo_lib.policy.loading import choose_device, choose_dtype
 from sgpo_lib.policy.model import Policy
 from sgpo_lib.policy.sampling import generate
-from sgpo_lib.policy.scoring import embed, sequence_log_probs
+from sgpo_lib.policy.scoring import embed, sampled_kl, sequence_log_probs
 
 __all__ = [
     "Policy",
@@ -18,5 +18,6 @@ __all__ = [
     "embed",
     "generate",
     "merge_adapter",
+    "sampled_kl",
     "sequence_log_probs",
 ]

@@ -99,3 +99,17 @@ def check_context(policy: Policy, n_tokens: int, what: str) -> None:
             "(max_position_embeddings): lower generation.max_prompt_length or generation.max_new_tokens, or leave out "
             "longer pairs."
         )
+
+
+def sampled_kl(policy: Policy, responses: pd.DataFrame, temperature: float) -> np.ndarray:
+    """One-sample estimates of KL(pi || SFT) in nats per response, shape (N,); single ones can be negative.
+
+    Both laws are taken at the sampling temperature, so the mean estimates the divergence of what is
+    deployed. The policy's own log-probability comes from sampling where that was as exact as scoring, else from a
+    scoring pass like the reference's: rounding in bfloat16 would add a floor of some tenths of a nat.
+    """
+    ids = responses["prompt_ids"], responses["response_ids"]
+    own = responses["sampling_log_prob"].to_numpy()
+    if not policy.samples_as_it_scores:
+        own = sequence_log_probs(policy, *ids, temperature=temperature)
+    return own - sequence_log_probs(policy, *ids, reference=True, temperature=temperature)

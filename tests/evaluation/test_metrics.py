@@ -18,13 +18,12 @@ from sgpo_lib.evaluation.metrics import (
     judge,
     length_controlled_win_rate,
     preference_accuracy,
-    sampled_kl,
     summarize,
 )
 from sgpo_lib.evaluation.report import summary_table
 from sgpo_lib.judges.gold import GoldJudge
 from sgpo_lib.params import LoraParams, ModelParams, load_params
-from sgpo_lib.policy import Policy, generate
+from sgpo_lib.policy import Policy, generate, sampled_kl
 
 
 def _responses(**texts: list[str]) -> pd.DataFrame:
