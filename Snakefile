@@ -7,14 +7,13 @@ What is up to date is not run again; what a kill left incomplete is. A change of
 reads, or of its notebook, runs that step and what depends on it again.
 """
 
-import functools
-import hashlib
 import json
 import shlex
 from pathlib import Path
 
 from sgpo_lib.evaluation.report import executed_notebook
 from sgpo_lib.runs import STEPS
+from sgpo_lib.runs.store import sha256_of
 from sgpo_lib.runs.study import find_study, study_of
 
 if "study" in config:
@@ -80,7 +79,7 @@ def code_of(notebook):
     """Hash of a notebook's code; its prose may change without running anything again."""
     cells = json.loads(Path(workflow.basedir, "notebooks", f"{notebook}.ipynb").read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    return hashlib.sha256("\n".join(code).encode()).hexdigest()[:12]
+    return sha256_of("\n".join(code).encode())[:12]
 
 
 def made_by(name):
@@ -88,16 +87,10 @@ def made_by(name):
 
     def sources(w):
         made = step(name, w)
-        data = {"data": hash_of(made.data_file)} if made.data_file else {}
+        data = {"data": sha256_of(made.data_file)} if made.data_file else {}
         return json.dumps([made.params | data, code_of(STEPS[name].notebook)], sort_keys=True)
 
     return sources
-
-
-@functools.cache
-def hash_of(file):
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def needs(name):

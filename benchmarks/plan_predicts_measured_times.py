@@ -13,8 +13,10 @@ from pathlib import Path
 import pandas as pd
 
 from sgpo_lib.params import Params, load_params
-from sgpo_lib.plan import GIB, TWO_CPU_CORES, Lengths, Machine, Rates, Stage, memory, stages
+from sgpo_lib.plan.machines import GIB, TWO_CPU_CORES, Machine, Rates
+from sgpo_lib.plan.memory import memory
 from sgpo_lib.plan.shape import Shape, find_config
+from sgpo_lib.plan.stages import Lengths, Stage, stages
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT_TOKENS = 42  # of the builtin prompts in SmolLM2's chat template

@@ -3,68 +3,43 @@
 Knows HTTP, retries and a cache on disk; knows nothing of what is asked.
 """
 
-import contextlib
-import email.utils
-import hashlib
 import json
-import os
 import random
-import re
 import threading
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
 from tqdm.auto import tqdm
 
-from sgpo_lib.judges.keys import SHORTEST_SECRET, BearerFromEnvironment, api_key, is_loopback
-from sgpo_lib.judges.replies import BROKEN_OFF, CUT, Reply, content_of, encodable, without_thoughts
-from sgpo_lib.params.schema import KEY_VARIABLE
+from sgpo_lib.judges.failures import EndpointError, Failure, MayPass, Unanswered
+from sgpo_lib.judges.keys import BearerFromEnvironment, api_key, check_key, check_url, is_loopback, without_key
+from sgpo_lib.judges.replies import (
+    BROKEN_OFF,
+    CUT,
+    Reply,
+    completion_of,
+    encodable,
+    excerpt,
+    retry_after_seconds,
+    without_thoughts,
+)
+from sgpo_lib.params import KEY_VARIABLE
+from sgpo_lib.runs.store import replacing, sha256_of
 
 # Seconds: the first wait doubles with every try up to the longest; a server that asks for more than the last
 # is better asked again another time.
 _FIRST_WAIT = 1.0
-
-
 _LONGEST_BACK_OFF = 60.0
-
-
 _LONGEST_RETRY_AFTER = 600.0
-
-
 _LONGEST_CONNECT = 30.0
-
-
 # Refusals of what was asked, such as a content filter's or of a context that is too long. Any other 4xx would meet
 # every conversation alike.
 _REFUSES_CONVERSATION = (400, 403, 413, 422, 451)
-
-
-class EndpointError(RuntimeError):
-    """The endpoint does not answer, or too often not so that it can be used; says why, and what to do."""
-
-
-class _Failure(Exception):
-    """What went wrong with the conversation `key`, in words for people."""
-
-    key: str
-
-
-class _Unanswered(_Failure):
-    """A failure that is the conversation's own: others may well be answered."""
-
-
-class _MayPass(Exception):
-    """One try failed, and a further one may not."""
-
-    def __init__(self, problem: str, retry_after: float = 0.0, kind: type[_Failure] = _Failure):
-        super().__init__(problem)
-        self.retry_after, self.kind = retry_after, kind
 
 
 @dataclass(frozen=True)
@@ -113,15 +88,7 @@ class Endpoint:
                 "api_key_variable must name an environment variable that ends in _API_KEY or _TOKEN, such as "
                 "OPENAI_API_KEY. What it is now is not shown, because it may be a key."
             )
-        try:
-            url = httpx2.URL(self.url)
-        except httpx2.InvalidURL:
-            url = httpx2.URL("")
-        if url.userinfo:
-            raise ValueError("The endpoint's url holds a user name or password, which would end up in records: "
-                             f"put the API key into the environment variable {self.api_key_variable}.")  # fmt: skip
-        if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
-            raise ValueError(f"{self.url!r} is not the base url of an endpoint, such as 'http://localhost:8000/v1'.")
+        check_url(self.url, self.api_key_variable)
         for name, least in {"max_concurrency": 1, "max_tokens": 1, "retries": 0, "temperature": 0}.items():
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}.")
@@ -143,9 +110,9 @@ class Endpoint:
             under way, are in the cache.
         ValueError : if the API key cannot be one, or would leave this machine unencrypted.
         """
-        self._check_key()
+        check_key(self.api_key_variable, self.url)
         requests = [self._request(list(messages)) for messages in conversations]
-        keys = [_key(request) for request in requests]
+        keys = [sha256_of(json.dumps(request, sort_keys=True).encode()) for request in requests]
         distinct = dict(zip(keys, requests, strict=True))
         replies = {key: reply for key in distinct if (reply := self._read(key)) is not None}
         self._count(cache_hits=len(replies))
@@ -154,9 +121,9 @@ class Endpoint:
             reason = None
             try:
                 replies |= self._ask_all(missing, len(replies), max_unanswered)
-            except _Failure as failure:
+            except Failure as failure:
                 reason = f"{failure}\nThat was conversation {keys.index(failure.key)}, counted from 0."
-                if isinstance(failure, _Unanswered) and max_unanswered:
+                if isinstance(failure, Unanswered) and max_unanswered:
                     reason += f" No more than {max_unanswered} may stay without an answer."
             if reason:  # raised out here, so that the error drags no chain of others behind it
                 n_safe = sum(self._read(key) is not None for key in distinct)
@@ -185,20 +152,6 @@ class Endpoint:
     def _request(self, messages: list[dict]) -> dict[str, Any]:
         request = {"model": self.model, "messages": messages, "max_tokens": self.max_tokens}
         return request if self.temperature is None else request | {"temperature": self.temperature}
-
-    def _check_key(self) -> None:
-        if not re.fullmatch(r"[!#-\[\]-~]*", api_key(self.api_key_variable)):
-            raise ValueError(
-                f"The environment variable {self.api_key_variable} does not hold an API key: there are spaces, line "
-                "breaks, quotes, backslashes or letters outside ASCII in it."
-            )
-        url = httpx2.URL(self.url)
-        if api_key(self.api_key_variable) and url.scheme != "https" and not is_loopback(url.host):
-            raise ValueError(
-                f"The API key in {self.api_key_variable} would go to {self.url} unencrypted: use an https address or a "
-                "tunnel to localhost. For a server that takes no key, let api_key_variable name a variable that is "
-                "not set, such as NO_API_KEY."
-            )
 
     def _ask_all(self, missing: dict[str, dict], n_known: int, max_unanswered: int) -> dict[str, Reply]:
         replies = {}
@@ -230,8 +183,8 @@ class Endpoint:
         """Ask until there is an answer, store and return it; None if stopped, as a failure stops all others."""
         try:
             return self._try(client, key, request, stop)
-        except _Failure as failure:
-            if isinstance(failure, _Unanswered) and spare.acquire(blocking=False):
+        except Failure as failure:
+            if isinstance(failure, Unanswered) and spare.acquire(blocking=False):
                 self._count(unanswered=1)
                 return Reply(None, problem=str(failure))
             failure.key = key
@@ -245,13 +198,13 @@ class Endpoint:
                 return None
             try:
                 record = self._post(client, request)
-            except _MayPass as failure:
+            except MayPass as failure:
                 last = failure
             else:
                 self._write(key, {"request": request, **record})
                 return self._reply(record)
             if last.retry_after > _LONGEST_RETRY_AFTER:
-                raise _Failure(f"asks to be left alone for {last.retry_after:.0f} s: {last}")
+                raise Failure(f"asks to be left alone for {last.retry_after:.0f} s: {last}")
             wait = min(_LONGEST_BACK_OFF, _FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1.0)
             wait = max(wait, last.retry_after * random.uniform(1.0, 1.1))
         raise last.kind(f"gave no answer in {self.retries + 1} tries. The last one: {last}")
@@ -267,46 +220,37 @@ class Endpoint:
                 headers={"Content-Type": "application/json"},
             )
         except httpx2.TimeoutException:
-            raise _MayPass(f"nothing came for {self.timeout:g} s (timeout).") from None
+            raise MayPass(f"nothing came for {self.timeout:g} s (timeout).") from None
         except httpx2.RequestError as error:
-            raise _MayPass(self._scrub(f"{type(error).__name__}: {error}")) from None
+            raise MayPass(self._scrub(f"{type(error).__name__}: {error}")) from None
 
         if response.status_code == 200:
             return self._parse(response.text)
         problem = f"HTTP {response.status_code}: {self._excerpt(response.text)}"
         if response.status_code in (408, 409, 425, 429) or response.status_code >= 500:
-            raise _MayPass(problem, _seconds(response.headers.get("Retry-After", "")))
-        kind = _Unanswered if response.status_code in _REFUSES_CONVERSATION else _Failure
+            raise MayPass(problem, retry_after_seconds(response.headers.get("Retry-After", "")))
+        kind = Unanswered if response.status_code in _REFUSES_CONVERSATION else Failure
         raise kind(self._explain(response.status_code, problem))
 
     def _parse(self, body: str) -> dict[str, Any]:
         """Return what is to be kept of the answer that the reply holds."""
         try:
-            reply = json.loads(body)
+            said = completion_of(body)
         except (ValueError, RecursionError):
-            raise _MayPass(f"the reply is not JSON: {self._excerpt(body)}") from None
-        reply = reply if isinstance(reply, dict) else {}
-        tokens = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
-        counts = {name: tokens.get(name) for name in ("prompt_tokens", "completion_tokens")}
-        known = {name: number for name, number in counts.items() if isinstance(number, int)}
+            raise MayPass(f"the reply is not JSON: {self._excerpt(body)}") from None
+        known = {name: said[name] for name in ("prompt_tokens", "completion_tokens") if said[name] is not None}
         self._count(**known)
-        try:
-            choice = reply["choices"][0]
-            content, finish_reason = content_of(choice["message"]), choice.get("finish_reason")
-        except (KeyError, IndexError, TypeError, AttributeError):
-            content, finish_reason = None, None
         record = {
-            "content": self._scrub(content) if isinstance(content, str) else None,
-            "finish_reason": self._scrub(finish_reason) if isinstance(finish_reason, str) else None,
-            **counts,
+            name: self._scrub(value) if name in ("content", "finish_reason") and isinstance(value, str) else value
+            for name, value in said.items()
         }
         answer = self._reply(record)
         if answer.text is None:
             problem = f"{answer.problem}: {self._excerpt(body)}"
             if record["finish_reason"] in CUT or str(record["finish_reason"]).startswith("content_filter"):
-                raise _Unanswered(problem)  # the same again would end the same
-            raise _MayPass(problem, kind=_Unanswered)
-        self._count(answers=1, answers_without_token_counts=int(len(known) < len(counts)))
+                raise Unanswered(problem)  # the same again would end the same
+            raise MayPass(problem, kind=Unanswered)
+        self._count(answers=1, answers_without_token_counts=int(len(known) < 2))
         return record
 
     def _reply(self, record: dict[str, Any]) -> Reply:
@@ -330,17 +274,11 @@ class Endpoint:
             return f"has no such address or model; most urls end in /v1. {problem}"
         return f"refuses the request. {problem}"
 
-    def _excerpt(self, body: str, length: int = 300) -> str:
-        """Return the beginning of what a server sent, without the API key, also where it is escaped or masked."""
-        with contextlib.suppress(ValueError, RecursionError):
-            body = json.dumps(json.loads(body), ensure_ascii=False)
-        text = re.sub(r"[\w-]*\*{3,}[\w-]*", "[masked]", " ".join(encodable(self._scrub(body)).split()))
-        return text if len(text) <= length else text[:length] + " ..."
+    def _excerpt(self, body: str) -> str:
+        return excerpt(body, self._scrub)
 
     def _scrub(self, text: str) -> str:
-        if len(api_key(self.api_key_variable)) < SHORTEST_SECRET:
-            return text
-        return text.replace(api_key(self.api_key_variable), "[API key]")
+        return without_key(text, self.api_key_variable)
 
     def _count(self, **numbers: int) -> None:
         with self._lock:
@@ -358,24 +296,5 @@ class Endpoint:
         return reply if reply.text is not None else None
 
     def _write(self, key: str, record: dict) -> None:
-        file = self._file(key)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{key}.{os.getpid()}.{threading.get_ident()}.tmp")
-        try:
+        with replacing(self._file(key)) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _key(request: dict) -> str:
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-
-
-def _seconds(retry_after: str) -> float:
-    """Read a Retry-After header, in seconds or as a date; 0 where there is none."""
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(retry_after))
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, (email.utils.parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
-    return 0.0

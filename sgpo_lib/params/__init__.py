@@ -25,14 +25,11 @@ from sgpo_lib.params.schema import (
     RewardModelParams,
     ShiftRule,
 )
-from sgpo_lib.params.training import BITSANDBYTES_OPTIMIZERS, OPTIMIZERS, SCHEDULERS, TrainingParams
+from sgpo_lib.params.training import TrainingParams
 
 __all__ = [
-    "BITSANDBYTES_OPTIMIZERS",
     "KEY_VARIABLE",
     "METHODS",
-    "OPTIMIZERS",
-    "SCHEDULERS",
     "AnnotationParams",
     "CalibratedRule",
     "DataParams",

@@ -2,4 +2,5 @@
 
 from sgpo_lib.plan.report import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from peft import PeftModel
 from tqdm.auto import tqdm

@@ -1,6 +1,7 @@
 """What a result was made with: packages, commit, machine, memory."""
 
 import contextlib
+import importlib.util
 import os
 import platform
 import resource
@@ -9,6 +10,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from sgpo_lib.params import Params
 
 _PACKAGES = ["sgpo-lib", "torch", "transformers", "trl", "peft", "numpy", "pandas", "scipy", "alpaca-eval"]
 
@@ -52,3 +55,16 @@ def peak_gib() -> float:
     """Return the largest resident memory of this process so far, in GiB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def check_packages(params: Params) -> None:
+    """Refuse params that ask for a tracker or an optimiser whose package is not installed, before any work is done."""
+    missing = {
+        package: f"{section}.{'optim' if package == 'bitsandbytes' else 'report_to'}"
+        for section, training in (("seed_dpo", params.seed_dpo), ("leader", params.leader))
+        for package in sorted(training.packages)
+        if importlib.util.find_spec(package) is None
+    }
+    if missing:
+        needed = ", ".join(f"{package} ({key})" for package, key in missing.items())
+        raise ModuleNotFoundError(f"Not installed, but asked for: {needed}. Install it, or ask for something else.")

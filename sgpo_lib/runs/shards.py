@@ -3,7 +3,6 @@
 Knows tables and files; knows nothing of what is asked or who answers.
 """
 
-import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from sgpo_lib.runs.store import replacing
+from sgpo_lib.runs.store import read_parquet, replacing, sha256_of
 
 
 def in_shards(
@@ -50,24 +48,22 @@ def in_shards(
             part = prompts.iloc[start : start + size]
             name = f"{start:07d}-{_made_by(part, key)}"
             content = _kept(folder, name) or _keep(folder, name, answer(part))
-            answers.append(_table(content))  # also when just made: a resumed table is the same to the last type
+            answers.append(
+                read_parquet(io.BytesIO(content))
+            )  # also when just made: a resumed table is the same to the last type
             progress.update(len(part))
     return pd.concat(answers, ignore_index=True)
 
 
 def _made_by(part: pd.DataFrame, key: dict[str, Any]) -> str:
-    return _hash(json.dumps([int(part.index[0]), part.to_dict("list"), key], sort_keys=True).encode())
-
-
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:20]
+    return sha256_of(json.dumps([int(part.index[0]), part.to_dict("list"), key], sort_keys=True).encode())[:20]
 
 
 def _kept(folder: Path, name: str) -> bytes | None:
     """Content of the shard of that name, if there is one and it is what was written."""
     for file in folder.glob(f"{name}-*.parquet"):
         content = file.read_bytes()
-        if file.stem == f"{name}-{_hash(content)}":
+        if file.stem == f"{name}-{sha256_of(content)[:20]}":
             return content
     return None
 
@@ -76,16 +72,7 @@ def _keep(folder: Path, name: str, frame: pd.DataFrame) -> bytes:
     stream = io.BytesIO()
     frame.to_parquet(stream, index=False)
     content = stream.getvalue()
-    file = folder / f"{name}-{_hash(content)}.parquet"
+    file = folder / f"{name}-{sha256_of(content)[:20]}.parquet"
     with replacing(file) as temporary:
         temporary.write_bytes(content)
     return content
-
-
-def _table(content: bytes) -> pd.DataFrame:
-    table = pq.read_table(io.BytesIO(content))
-    frame = table.to_pandas()
-    # Lists come back as arrays, which chat templates and tokenizers do not take.
-    for column in [name for name in frame if pd.api.types.is_object_dtype(frame[name])]:
-        frame[column] = table[column].to_pylist()
-    return frame

@@ -7,10 +7,7 @@ from each other's present outputs. A round may have a radius of its own; that is
 """
 
 import contextlib
-import hashlib
-import importlib.util
 import json
-import os
 import re
 import shutil
 import time
@@ -18,19 +15,17 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from sgpo_lib.data.sources import local_file
 from sgpo_lib.params.files import default_of, load_params
 from sgpo_lib.params.methods import METHODS
-from sgpo_lib.params.schema import Params, ShiftRule
-from sgpo_lib.runs.graph import JUDGE_REACHED_BY, STEPS
-from sgpo_lib.runs.provenance import environment, peak_gib
-from sgpo_lib.runs.store import is_alive, read_parquet, remove, sha256_of, write_parquet
+from sgpo_lib.params.schema import Params
+from sgpo_lib.runs.graph import STEPS, Node
+from sgpo_lib.runs.provenance import check_packages, environment, peak_gib
+from sgpo_lib.runs.store import read_parquet, remove_leftovers, replacing, sha256_of, write_parquet
 
 _LABEL = re.compile(r"[A-Za-z0-9._+-]{1,100}")
 
@@ -111,109 +106,11 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(Node):
     """One step of a run: the only way to its folder, its inputs and its outputs."""
 
-    run: Run
-    name: str
-    round: int | None = None
     seconds: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
     _outputs: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def owner(self) -> str:
-        """The method whose folder holds the step: "dpo" for what all methods share.
-
-        These are the seed, and the first round's pairs, which pi_0 makes alone.
-        """
-        shared = self.name == "seed_dpo" or (self.name == "annotation" and self.round == 1)
-        return "dpo" if shared else self.run.method
-
-    @property
-    def folder(self) -> Path:
-        """Where the step's artefacts lie."""
-        folder = self.run.folder / self.owner
-        if self.name == "seed_dpo":
-            return folder
-        if self.name == "evaluation":
-            return folder / "evaluation"
-        if self.owner != self.run.method:
-            return folder / f"round-1-{self.run.params.annotation.judge}"
-        return folder / f"round-{self.round}"
-
-    @property
-    def notebook(self) -> str:
-        """Name of the notebook that makes this step."""
-        return STEPS[self.name].notebook
-
-    @property
-    def record_file(self) -> Path:
-        """The step's record; it exists exactly if the step is complete."""
-        return self.folder / f"{self.name}.json"
-
-    @property
-    def data_file(self) -> Path | None:
-        """The local file of prompts and labels, where the step reads one."""
-        file = local_file(self.run.params.data.source, self.run.params.root)
-        return file if file and "data" in STEPS[self.name].sections and file.is_file() else None
-
-    @property
-    def shards(self) -> Path:
-        """Where finished parts of a long answer wait, until the step is complete, for a run that was killed."""
-        return self.folder / "shards"
-
-    @cached_property
-    def inputs(self) -> list["Step"]:
-        """The steps that this one reads from."""
-        step = self.run.step
-        if self.name == "seed_dpo":
-            return []
-        before = step("seed_dpo") if self.round in (None, 1) else step("leader", self.round - 1)
-        if self.name == "annotation":
-            earlier = range(1, self.round) if self.run.params.leader.accumulate else []
-            seed = [step("seed_dpo")] if self.round > 1 else []
-            return [before, *seed, *(step("annotation", t) for t in earlier)]
-        if self.name == "follower":
-            compared = self.round > 1 and isinstance(self.run.params.follower.radius, ShiftRule)
-            return [step("annotation", t) for t in ((self.round, self.round - 1) if compared else (self.round,))]
-        if self.name == "leader":
-            follower = [step("follower", self.round)] if self.run.params.leader.faces_follower else []
-            return [before, step("annotation", self.round), *follower]
-        if not self.run.rounds:
-            return [step("seed_dpo")]
-        return [self.run.seed_only.step("evaluation"), *(step("leader", t) for t in self.run.rounds)]
-
-    @property
-    def seed(self) -> int:
-        """Random seed of this step: differs between run seeds, steps and rounds, is the same for all methods."""
-        text = f"{self.run.seed}/{self.name}/{self.round}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
-
-    @property
-    def label(self) -> str:
-        """How to make this step, for messages; what all methods share is not made with every one of them."""
-        where = "" if self.round is None else f" with round={self.round}"
-        if self.name == "evaluation" and not self.run.rounds:
-            where = ' with method="dpo"'
-        return f"notebook {self.notebook}{where}"
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The params that this step reads, as `{dotted key: value}`."""
-        values = self.run.params.flat()
-        mine = {
-            k: v for k, v in values.items() if f"{k}.".startswith(tuple(f"{s}." for s in STEPS[self.name].sections))
-        }
-        if self.name == "seed_dpo":
-            mine.pop("data.n_prompts")
-        elif self.round is not None and "data.n_prompts" in mine:
-            mine["data.n_prompts"] = mine["data.n_prompts"][: self.round]
-        if self.round == 1:
-            mine.pop("leader.accumulate", None)
-        asked = self.run.params
-        judged = asked.annotation.judge == "external" if self.name == "annotation" else asked.gold is None
-        unread = JUDGE_REACHED_BY if judged else "judge."
-        return {key: value for key, value in mine.items() if not f"{key}.".startswith(unread)}
 
     def record(self) -> dict[str, Any]:
         """Read the step's record: params, inputs, outputs, metrics, seconds and environment.
@@ -245,14 +142,11 @@ class Step:
         """
         _check_all(self.inputs, self.round or 0)
         if self.name != "evaluation":
-            _check_packages(self.run.params)
+            check_packages(self.run.params)
         self._outputs.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record_file.unlink(missing_ok=True)
-        for leftover in self.folder.glob(".*.tmp"):  # of a step that was killed while it wrote
-            writer = leftover.stem.rpartition(".")[2]
-            if not (writer.isdigit() and is_alive(int(writer))):
-                remove(leftover)
+        remove_leftovers(self.folder)  # of a step that was killed while it wrote
         return self
 
     def check(self) -> None:
@@ -332,14 +226,8 @@ class Step:
     def replacing(self, artefact: str) -> Iterator[Path]:
         """Give a temporary path to write a file or a folder to; it takes the artefact's name on success."""
         target = self.folder / artefact
-        temporary = target.with_name(f".{artefact}.{os.getpid()}.tmp")
-        try:
+        with replacing(target) as temporary:
             yield temporary
-            if target.is_dir():
-                remove(target)
-            os.replace(temporary, target)
-        finally:
-            remove(temporary)
         self._outputs[artefact] = sha256_of(target)
 
     @contextlib.contextmanager
@@ -373,9 +261,8 @@ class Step:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "environment": environment(self.run.params.root),
         }
-        temporary = self.record_file.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(temporary, self.record_file)
+        with replacing(self.record_file) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n")
         shutil.rmtree(self.shards, ignore_errors=True)
         return record
 
@@ -384,7 +271,7 @@ class Step:
         return self.record_file.relative_to(self.run.folder).as_posix()
 
     def _digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.record()["outputs"], sort_keys=True).encode()).hexdigest()
+        return sha256_of(json.dumps(self.record()["outputs"], sort_keys=True).encode())
 
 
 def _check_all(steps: list[Step], round_at_hand: int | None) -> None:
@@ -403,15 +290,3 @@ def _check_all(steps: list[Step], round_at_hand: int | None) -> None:
 
     for step in steps:
         visit(step)
-
-
-def _check_packages(params: Params) -> None:
-    missing = {
-        package: f"{section}.{'optim' if package == 'bitsandbytes' else 'report_to'}"
-        for section, training in (("seed_dpo", params.seed_dpo), ("leader", params.leader))
-        for package in sorted(training.packages)
-        if importlib.util.find_spec(package) is None
-    }
-    if missing:
-        needed = ", ".join(f"{package} ({key})" for package, key in missing.items())
-        raise ModuleNotFoundError(f"Not installed, but asked for: {needed}. Install it, or ask for something else.")

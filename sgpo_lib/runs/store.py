@@ -1,7 +1,6 @@
-"""Tables that took long to make, kept in files that know what they were made from, so that a kill does not cost them.
+"""The store: files written whole or not at all, Parquet with plain lists, hashes, tables that know their origin.
 
-For what lies outside the steps of a run, such as answers to a public benchmark; a step's artefacts are for
-`sgpo_lib.runs`.
+Knows paths and bytes, not what they mean.
 """
 
 import contextlib
@@ -9,8 +8,10 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pandas as pd
 import pyarrow
@@ -42,22 +43,32 @@ def keep(file: Path, table: pd.DataFrame, made_from: dict) -> pd.DataFrame:
 
 
 @contextlib.contextmanager
-def replacing(file: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; it takes the file's name on success, and is removed on failure."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+def replacing(target: Path) -> Iterator[Path]:
+    """Give a temporary path for a file or a folder; it takes the target's name on success, else it is removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         yield temporary
-        os.replace(temporary, file)
+        if target.is_dir():
+            remove(target)
+        os.replace(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that are gone had begun to write in a folder."""
+    for leftover in folder.glob(".*.tmp"):
+        writer = leftover.name.split(".")[-3]
+        if not (writer.isdigit() and _is_alive(int(writer))):
+            remove(leftover)
 
 
 def _canonical(made_from: dict) -> str:
     return json.dumps(made_from, sort_keys=True)
 
 
-def is_alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     """Say whether another process of that number runs."""
     try:
         os.kill(pid, 0)
@@ -76,13 +87,15 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, or of a folder's files and their names."""
+def sha256_of(what: bytes | Path) -> str:
+    """Return the SHA-256 of bytes, of a file, or of a folder's files and their names."""
+    if isinstance(what, bytes):
+        return hashlib.sha256(what).hexdigest()
     digest = hashlib.sha256()
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = sorted(file for file in what.rglob("*") if file.is_file()) if what.is_dir() else [what]
     for file in files:
-        if path.is_dir():
-            digest.update(file.relative_to(path).as_posix().encode())
+        if what.is_dir():
+            digest.update(file.relative_to(what).as_posix().encode())
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
@@ -108,12 +121,12 @@ def _fits_parquet(column: pd.Series) -> bool:
     return True
 
 
-def read_parquet(path: Path) -> pd.DataFrame:
+def read_parquet(source: Path | BinaryIO) -> pd.DataFrame:
     """Read a table, with plain lists in list columns, which chat templates and tokenizers want."""
     try:
-        frame = pd.read_parquet(path)
+        frame = pd.read_parquet(source)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as Parquet ({error}).") from error
+        raise ValueError(f"{source} cannot be read as Parquet ({error}).") from error
     # Lists come back as arrays, which chat templates and tokenizers do not take.
     for column in [name for name in frame if pd.api.types.is_object_dtype(frame[name])]:
         frame[column] = [x.tolist() if hasattr(x, "tolist") else x for x in frame[column]]

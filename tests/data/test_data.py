@@ -505,7 +505,7 @@ def test_a_later_step_asks_the_hub_for_the_commit_that_the_seed_was_drawn_from(m
         asked.append(revision)
         return [(f"row {i}", PLAIN | {"prompt": f"{i}?"}) for i in range(9)], COMMIT
 
-    monkeypatch.setattr(data, "_read_hub", read)
+    monkeypatch.setattr(data.sources, "_read_hub", read)
     params = DataParams(source="owner/pairs", revision="v1", n_seed=3, n_prompts=[3], n_evaluation=3)
     first = data.prepare(params, Path(), 0)
     data.prepare(params, Path(), 0, labelled=first.labelled)

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from sgpo_lib import params
-from sgpo_lib.params import METHODS, LoraParams, load_params
+from sgpo_lib.params import METHODS, LoraParams, load_params, training
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "params").glob("*.yaml"))
@@ -84,8 +83,8 @@ def test_shipped_file_leaves_no_section_or_size_to_defaults(path):
         assert set(written[section]) >= set(params.model_dump()[section]) - _OPTIONAL
     assert {"name_or_path", "device", "dtype", "lora"} <= set(written["model"])
     assert "accumulate" in written["leader"]
-    for training in (written["seed_dpo"], written["leader"]):
-        assert {"learning_rate", "num_train_epochs", "per_device_train_batch_size", "max_length"} <= set(training)
+    for section in (written["seed_dpo"], written["leader"]):
+        assert {"learning_rate", "num_train_epochs", "per_device_train_batch_size", "max_length"} <= set(section)
 
 
 @pytest.mark.parametrize(
@@ -271,9 +270,9 @@ def test_schedulers_optimizers_and_trackers_are_those_of_transformers():
     from transformers.trainer_utils import SchedulerType
     from transformers.training_args import OptimizerNames
 
-    assert set(params.SCHEDULERS) <= {kind.value for kind in SchedulerType}
-    assert {*params.OPTIMIZERS, *params.BITSANDBYTES_OPTIMIZERS} <= {name.value for name in OptimizerNames}
-    assert set(get_args(params.Tracker)) - {"none", "all"} <= set(INTEGRATION_TO_CALLBACK)
+    assert set(training.SCHEDULERS) <= {kind.value for kind in SchedulerType}
+    assert {*training.OPTIMIZERS, *training.BITSANDBYTES_OPTIMIZERS} <= {name.value for name in OptimizerNames}
+    assert set(get_args(training.Tracker)) - {"none", "all"} <= set(INTEGRATION_TO_CALLBACK)
 
 
 def test_answers_that_could_be_too_long_to_train_on_are_refused_before_any_is_sampled():

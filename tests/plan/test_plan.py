@@ -10,11 +10,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from sgpo_lib import plan as planning
 from sgpo_lib.data import hub
 from sgpo_lib.params import LoraParams, ModelParams, load_params
-from sgpo_lib.plan import Lengths, find_machine, main, memory, stages
+from sgpo_lib.plan import report
+from sgpo_lib.plan.machines import USABLE, find_machine
+from sgpo_lib.plan.memory import memory
+from sgpo_lib.plan.report import main
 from sgpo_lib.plan.shape import KNOWN_CONFIGS, Shape, find_config
+from sgpo_lib.plan.stages import Lengths, stages
 from sgpo_lib.policy import Policy
 from sgpo_lib.policy.embedded import EMBEDDED_MODELS, folder_of
 
@@ -238,7 +241,7 @@ def test_accumulated_gradients_are_not_sharded():
 )
 def test_params_fit_the_gpus_that_they_say_they_are_for(name, n_gpus, fits):
     peak = max(sum(parts.values()) for parts in needs(name, n_gpus).values())
-    assert (peak < planning.USABLE * find_machine("H100-80GB").memory) == fits
+    assert (peak < USABLE * find_machine("H100-80GB").memory) == fits
 
 
 # --- time
@@ -266,8 +269,8 @@ def test_plan_says_cost_bounds_and_where_the_sizes_are_from(capsys):
 
 def test_plan_of_expected_lengths_says_when_it_does_not_fit(monkeypatch):
     huge = {"weights": 1e12}
-    monkeypatch.setattr(planning, "memory", lambda *_, **__: {"answering": huge, "seed": huge, "leader": huge})
-    said = planning.plan(params_of("mistral-7b"), find_machine("A100-40GB", 2), 100, 200)
+    monkeypatch.setattr(report, "memory", lambda *_, **__: {"answering": huge, "seed": huge, "leader": huge})
+    said = report.plan(params_of("mistral-7b"), find_machine("A100-40GB", 2), 100, 200)
     assert "DOES NOT FIT" in said
     assert "200 an answer expected" in said
     assert "cost" not in said.split("Not in the times")[1]
