@@ -18,7 +18,7 @@ export MALLOC_TRIM_THRESHOLD_ = 100000000000
 export MALLOC_TOP_PAD_ = 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan reproduce study figures test lab clean
+.PHONY: help setup plan reproduce study figures lab-figures test lab clean
 
 help:  ## show this
 	@echo "make reproduce   the whole pipeline, from seed DPO to figures (PARAMS=$(PARAMS) SEEDS=$(SEEDS))"
@@ -26,6 +26,7 @@ help:  ## show this
 	@echo "make plan        what a run will need: memory, hours, cost (PARAMS=... GPU=H100-80GB N_GPUS=8 PRICE=...)"
 	@echo "make test        linter and tests"
 	@echo "make figures     draw figures/ again from the runs there are"
+	@echo "make lab-figures simulate the loop a thousand times and draw figures/lab/ (notebook 09; 2 minutes)"
 	@echo "make lab         JupyterLab on the notebooks"
 	@echo "make setup       only the environment, .venv"
 	@echo "make clean       remove .venv and caches; runs/ and figures/ stay"
@@ -64,6 +65,9 @@ plan: .venv/.complete  ## tokens, FLOPs, hours, cost and memory of a run, before
 figures: .venv/.complete  ## regenerate figures/ from the runs there are
 	snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress --forcerun figures regret \
 		--config "params=$$PARAMS" "seeds=$$SEEDS" "methods=$$METHODS"
+
+lab-figures: .venv/.complete  ## run notebook 09 again: figures/lab/ and its predictions
+	snakemake lab --cores $(CORES) --rerun-incomplete --nolock --quiet host progress --forcerun lab
 
 test: .venv/.complete  ## linter and tests
 	ruff check

@@ -40,6 +40,9 @@ EVALUATIONS = [
 ]
 REGRET_NOTEBOOK = f"{RUNS}/notebooks/06_regret_bounds.ipynb"
 FIGURES_DIR = STUDY.root / config.get("figures", "figures")
+LAB_NOTEBOOK = f"{RUNS}/notebooks/09_lab.ipynb"
+LAB_PICTURES = [f"{FIGURES_DIR}/lab/{name}.png" for name in ("arms", "influence", "maps", "label_curve")]
+LAB_TABLES = [f"{FIGURES_DIR}/lab/{name}" for name in ("arms.csv", "S1.csv", "S2.csv", "S3.csv", "predictions.md")]
 FIGURES = f"{FIGURES_DIR}/studies/{STUDY.name}" if "study" in config else f"{FIGURES_DIR}/{STUDY.name}"
 for folder in (RUNS, FIGURES):
     if "{" in folder or "}" in folder:
@@ -210,4 +213,17 @@ rule regret:
         ),
         made_by=json.dumps([str(FIGURES_DIR), code_of("06_regret_bounds")]),
     message: "06 regret bounds"
+    shell: "{params.run}"
+
+
+rule lab:  # on request only (make lab-figures): it takes minutes and no run needs it
+    output: LAB_NOTEBOOK, LAB_PICTURES, LAB_TABLES
+    params:
+        run=lambda w, output: hand_in(
+            execute("09_lab", Path(LAB_NOTEBOOK), {"figures_dir": str(FIGURES_DIR)}),
+            [LAB_NOTEBOOK, *LAB_PICTURES, *LAB_TABLES],
+            output,
+        ),
+        made_by=json.dumps([str(FIGURES_DIR), code_of("09_lab")]),
+    message: "09 lab"
     shell: "{params.run}"

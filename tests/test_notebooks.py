@@ -217,6 +217,14 @@ def test_figures_that_come_with_the_repository_do_not_stand_in_for_a_run(tiny_ro
         assert re.search(rf"(?m)^(local)?rule {rule}:|^{rule} +\d", plan), plan
 
 
+def test_the_lab_is_simulated_on_request_only(tiny_root):
+    params_file = tiny_root("without_lab")
+    assert not re.search(r"(?m)^lab +\d", _finish(_snakemake(params_file, "--dry-run")))
+    plan = _finish(_snakemake(params_file, "lab", "--dry-run"))
+    assert re.findall(r"(?m)^(\w+) +\d+$", plan) == ["lab", "total"] * 2, plan
+    assert f"{params_file.parent.parent / 'figures'}/lab/predictions.md" in plan
+
+
 def test_killed_at_any_moment_the_graph_resumes_to_the_same_artefacts(finished, tiny_root):
     """Also the test of reproducibility: a second run of the same seed, interrupted, ends byte for byte alike."""
     params_file = tiny_root("killed")

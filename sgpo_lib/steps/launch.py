@@ -13,38 +13,23 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 
-import pandas as pd
 from accelerate import PartialState
 from torch import distributed
 
-from sgpo_lib import annotation, data, leader
-from sgpo_lib.follower import make_support
-from sgpo_lib.params.training import TrainingParams
-from sgpo_lib.policy.model import Policy
-from sgpo_lib.policy.scoring import embed
+from sgpo_lib import steps
 from sgpo_lib.runs.step import Run, Step
+from sgpo_lib.runs.store import read_parquet
 
 _LONGEST_SEED = timedelta(hours=12)
 
 
 def make_seed(step: Step) -> None:
-    """Choose and label the seed as notebook 01 does, on one process."""
-    params = step.run.params
-    policy = Policy.load(params.model)
-    room = params.generation.max_prompt_length
-    splits = data.prepare(params.data, params.root, step.run.seed, partial(_embed, policy, room))
-    parts = {"seed": splits.seed, "calibration": splits.calibration}
-    step.save("prompts.parquet", splits.labelled)
-    for part, (name, offset) in {"seed": ("pairs", 0), "calibration": ("calibration", 1)}.items():
-        if len(parts[part]):
-            pairs = annotation.labelled(policy, parts[part], params, step.seed + offset, step.shards)
-            if params.data.label_noise or part == "calibration":
-                pairs = data.flip_labels(pairs, params.data.label_noise, step.seed + offset)
-            step.save(f"{name}.parquet", pairs)
-
-
-def _embed(policy: Policy, max_length: int, prompts: list):
-    return embed(policy, prompts, max_length)
+    """Choose and label the seed and the calibration pairs, on one process."""
+    policy = steps.load_policy(step)
+    splits = steps.choose_prompts(step, policy)
+    steps.label_seed(step, policy, splits)
+    if step.run.params.data.n_calibration:
+        steps.label_calibration(step, policy, splits)
 
 
 def by_the_first(state: PartialState, make: Callable[[], None]) -> None:
@@ -70,30 +55,12 @@ def make_step(run: Run, round: int | None) -> None:
     state.wait_for_everyone()
     if round is None:
         by_the_first(state, partial(make_seed, step))
-
-    training: TrainingParams = run.params.seed_dpo if round is None else run.params.leader
-    objective = None
-    if round is None:
-        policy = Policy.load(run.params.model)
-        pairs = pd.read_parquet(step.folder / "pairs.parquet")
-        rows = leader.with_references(pairs, "previous").assign(loss_weight=data.loss_weights(pairs))
+        update = steps.seed_update(read_parquet(step.folder / "pairs.parquet"))
     else:
-        policy = Policy.load(run.params.model, step.inputs[0].load("policy"))
-        pairs, worst, radius = run.step("annotation", round).load("pairs.parquet"), None, 0.0
-        if run.params.leader.faces_follower:
-            worst = run.step("follower", round).load("worst_case.parquet")
-            radius = run.step("follower", round).record()["metrics"]["radius"]
-        rows = leader.training_rows(pairs, worst, run.params.leader)
-        support = make_support(run.params.follower.model_dump()["support"])
-        objective = leader.objective(run.params.leader, radius, support)
-
-    unfinished = step.folder / ".policy.launched.tmp"
-    log = leader.train(policy, rows, training, run.params.beta, step.seed, objective, step.folder / "logs", unfinished)
+        update = steps.round_update(step)
+    log = steps.train(step, steps.load_policy(step), update)
     if state.is_main_process:
-        with step.replacing("policy") as folder:
-            unfinished.rename(folder)
-        step.save("training_log.parquet", log)
-        step.finish({"n_rows": len(rows), "n_processes": state.num_processes} | leader.training_metrics(log))
+        steps.finish(step, update, log, n_processes=state.num_processes)
     state.wait_for_everyone()
 
 

@@ -55,7 +55,7 @@ options = {"learning_rate": 1e-3, "num_train_epochs": 3, "max_length": 128, "war
 made = {}
 for mode in ("transport", "envelope"):
     params = LeaderParams(**options, reference="initial", mode=mode)
-    rows = leader.training_rows(pairs.assign(margin=margins), worst, params, 0.1)
+    rows = leader.training_rows(pairs.assign(margin=margins), worst, params)
     rows = pd.concat([rows, rows.tail(len(rows) % 2)])
     # All rows in one step, as their order may differ, and as many for each process.
     params = params.model_copy(update={"per_device_train_batch_size": len(rows) // n})

@@ -1,0 +1,113 @@
+"""An update of the policy, seed DPO's or a round's: from which policy, on which rows, by which objective."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from accelerate import PartialState
+
+from sgpo_lib import data, leader
+from sgpo_lib.follower import make_support
+from sgpo_lib.policy.model import Policy
+from sgpo_lib.runs.step import Step
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a step trains on.
+
+    Attributes
+    ----------
+    rows : DataFrame, a row per pair, as `sgpo_lib.leader.train` takes them.
+    objective : which trainer lowers which loss on them; None is weighted DPO.
+    counts : what the step's record says of the rows.
+    """
+
+    rows: pd.DataFrame
+    objective: leader.Objective | None
+    counts: dict[str, int]
+
+
+def load_policy(step: Step) -> Policy:
+    """Load the policy that a `seed_dpo`, `annotation` or `leader` step starts from: the SFT model, or pi_{t-1}.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError : if the step before has not been made, or its policy is damaged.
+    """
+    with step.timed("load"):
+        weights = step.inputs[0].load("policy") if step.inputs else None
+        return Policy.load(step.run.params.model, weights)
+
+
+def seed_update(pairs: pd.DataFrame) -> Update:
+    """Return seed DPO on labelled pairs: the SFT model, which scored them, is the reference.
+
+    Parameters
+    ----------
+    pairs : as `label_seed` gives them; a label's own `weight`, where the data has one, multiplies its loss.
+
+    Raises
+    ------
+    ValueError : if a weight is negative or not finite, or all are 0.
+    """
+    rows = leader.with_references(pairs, "previous").assign(loss_weight=data.loss_weights(pairs))
+    return Update(rows, None, {"n_pairs": len(pairs)})
+
+
+def round_update(step: Step) -> Update:
+    """Return a round's update: the round's pairs, their worst case where the mode faces one, and the mode's loss.
+
+    Parameters
+    ----------
+    step : `leader` of a round, whose `annotation` (`pairs.parquet`) and `follower` (`worst_case.parquet`, and the
+        radius in its record) are complete.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError : saying which notebook makes what is missing or damaged.
+    """
+    run, params = step.run, step.run.params
+    pairs, worst, radius = run.step("annotation", step.round).load("pairs.parquet"), None, 0.0
+    if params.leader.faces_follower:
+        faced = run.step("follower", step.round)
+        worst, radius = faced.load("worst_case.parquet"), faced.record()["metrics"]["radius"]
+    rows = leader.training_rows(pairs, worst, params.leader)
+    support = make_support(params.follower.model_dump()["support"])
+    n_moved = 0 if worst is None else int((worst["moved"] > 0).sum())
+    objective = leader.objective(params.leader, radius, support)
+    return Update(rows, objective, {"n_rows": len(rows), "n_moved": n_moved})
+
+
+def train(step: Step, policy: Policy, update: Update) -> pd.DataFrame:
+    """Train the policy in place; write it to `policy/` and the log to `training_log.parquet`.
+
+    Several processes that train together all call this, and the first one writes.
+
+    Returns
+    -------
+    DataFrame, a row per logged step, see `sgpo_lib.leader.train`; which also says what it raises.
+    """
+    params = step.run.params
+    training = params.seed_dpo if step.name == "seed_dpo" else params.leader
+    logs = step.folder / "logs"  # of the trackers that `report_to` names, such as TensorBoard
+    unfinished = step.folder / ".policy.trained.tmp"  # one name for all processes, as each may write its part
+    with step.timed("train"):
+        log = leader.train(
+            policy, update.rows, training, params.beta, step.seed, update.objective, logs, save_to=unfinished
+        )
+    if PartialState().is_main_process:
+        with step.replacing("policy") as folder:
+            unfinished.rename(folder)
+        step.save("training_log.parquet", log)
+    return log
+
+
+def finish(step: Step, update: Update, log: pd.DataFrame, **more: Any) -> dict[str, Any]:
+    """Write the step's record, which makes it complete, and return it; `more` joins its metrics.
+
+    Raises
+    ------
+    RuntimeError : if an artefact of the step has not been written.
+    """
+    return step.finish(update.counts | more | leader.training_metrics(log))
