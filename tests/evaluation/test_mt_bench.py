@@ -57,7 +57,7 @@ def test_the_second_turn_is_asked_after_the_first_ones_answer(bench, policy, mon
         asked.extend([list(prompt) for prompt in prompts])
         return generate(policy, prompts, *arguments, **options)
 
-    monkeypatch.setattr(mt_bench, "generate", recording)
+    monkeypatch.setattr(mt_bench.questions, "generate", recording)
     answers = mt_bench.answer(policy, bench.questions, GenerationParams(max_new_tokens=6), seed=0)
     assert answers["question_id"].tolist() == bench.questions["question_id"].tolist()
     second = {prompt[0]["content"]: prompt for prompt in asked if len(prompt) == 3}

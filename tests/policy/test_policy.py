@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sgpo_lib import policy as policy_module
+from sgpo_lib.policy import loading, scoring
 from sgpo_lib.data.builtin_prompts import builtin_prompts
 from sgpo_lib.params import LoraParams, ModelParams
 from sgpo_lib.policy import Policy, choose_device, embed, generate, merge_adapter, sequence_log_probs
@@ -192,7 +192,7 @@ def test_samples_follow_the_models_law_whatever_its_own_generation_defaults(tiny
 
 def test_scores_do_not_depend_on_how_many_logits_are_held_at_once(trained, responses, monkeypatch):
     scores = [sequence_log_probs(trained, responses["prompt_ids"], responses["response_ids"])]
-    monkeypatch.setattr(policy_module, "_LOGIT_POSITIONS", 12)
+    monkeypatch.setattr(scoring, "_LOGIT_POSITIONS", 12)
     scores += [sequence_log_probs(trained, responses["prompt_ids"], responses["response_ids"])]
     np.testing.assert_allclose(*scores, atol=1e-4)
 
@@ -331,7 +331,7 @@ def test_small_steps_of_all_weights_survive_saving_and_loading(tiny_model, tmp_p
 
 @pytest.mark.parametrize("lora", [True, False], ids=["adapter", "all weights"])
 def test_saved_policy_names_no_place_on_this_machine(tiny_model, tmp_path, monkeypatch, lora):
-    monkeypatch.setattr(policy_module, "unpack", lambda name: tiny_model)
+    monkeypatch.setattr(loading, "unpack", lambda name: tiny_model)
     policy = disturb(load("smollm2-135m", lora))
     policy.save(tmp_path / "policy")
     texts = [file.read_text() for file in (tmp_path / "policy").iterdir() if file.suffix != ".safetensors"]
@@ -342,7 +342,7 @@ def test_saved_policy_names_no_place_on_this_machine(tiny_model, tmp_path, monke
 
 
 def test_card_of_an_adapter_says_how_to_load_its_base(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(policy_module, "unpack", lambda name: tiny_model)
+    monkeypatch.setattr(loading, "unpack", lambda name: tiny_model)
     monkeypatch.setattr("sgpo_lib.policy.embedded.unpack", lambda name: tiny_model)
     policy = disturb(load("smollm2-135m"))
     policy.save(tmp_path / "policy")
