@@ -35,9 +35,10 @@ def make_seed(step: Step) -> None:
     splits = data.prepare(params.data, params.root, step.run.seed, partial(_embed, policy, room))
     parts = {"seed": splits.seed, "calibration": splits.calibration}
     step.save("prompts.parquet", splits.labelled)
-    for part, (name, offset) in {"seed": ("pairs", 0), "calibration": ("calibration", 1)}.items():
+    of_parts = {"seed": ("pairs", 0, None), "calibration": ("calibration", 1, annotation.N_SAMPLES)}
+    for part, (name, offset, n_samples) in of_parts.items():
         if len(parts[part]):
-            pairs = annotation.labelled(policy, parts[part], params, step.seed + offset, step.shards)
+            pairs = annotation.labelled(policy, parts[part], params, step.seed + offset, step.shards, n_samples)
             if params.data.label_noise or part == "calibration":
                 pairs = data.flip_labels(pairs, params.data.label_noise, step.seed + offset)
             step.save(f"{name}.parquet", pairs)
