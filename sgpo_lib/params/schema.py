@@ -146,7 +146,7 @@ class QuantileRule(Section):
 
 
 class CalibratedRule(Section):
-    """The radius that the labels' own error rate implies, read off `data.n_calibration` labelled pairs."""
+    """The radius that `data.n_calibration` labelled pairs imply: their error rate, or for flips how few they are."""
 
     rule: Literal["calibrated"]
 
@@ -164,10 +164,8 @@ class FollowerParams(Section):
     radius: Annotated[float, Field(ge=0)] | CalibratedRule | ShiftRule = Field(
         0.01, description="mean transport per pair, in margin units, or a rule"
     )
-    flip_radius: float | None = Field(
-        None,
-        ge=0,
-        description="of mode flips: mean divergence per pair, in nats; null: how far the calibration may be off",
+    flip_radius: Annotated[float, Field(ge=0)] | CalibratedRule = Field(
+        0.01, description="of mode flips: mean divergence per pair, in nats, or how far the calibration may be off"
     )
     support: RangeRule | QuantileRule | tuple[float, float] = RangeRule()
     n_pieces: int | None = Field(None, ge=2, description="tangents K of the loss; null: the logistic loss itself")
@@ -229,6 +227,8 @@ class Params(Section):
     def _fit_together(self) -> "Params":
         if isinstance(self.follower.radius, CalibratedRule) and not self.data.n_calibration:
             raise ValueError("follower.radius {rule: calibrated} needs labelled pairs: set data.n_calibration")
+        if self.data.n_calibration and self.data.label_noise >= 0.5:
+            raise ValueError("data.n_calibration needs data.label_noise below 0.5: at half, labels say nothing")
         obstacle = MODES[self.leader.mode].obstacle(self)
         if obstacle:
             raise ValueError(f"leader.mode {self.leader.mode} {obstacle}")

@@ -360,6 +360,7 @@ def test_a_file_that_contradicts_the_method_is_refused_and_an_override_is_not(wr
     [
         ({"follower.radius": {"rule": "calibrated"}}, "data.n_calibration"),
         ({"leader.mode": "flips"}, "data.n_calibration"),
+        ({"data.n_calibration": 9, "data.label_noise": 0.5}, "data.label_noise"),
         ({"leader.mode": "pieces"}, "follower.n_pieces"),
         ({"leader.mode": "envelope", "follower.group_size": 10}, "follower.group_size"),
         ({"annotation.judge": "sentiment", "gold": None}, "set gold"),
