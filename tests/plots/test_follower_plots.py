@@ -121,7 +121,7 @@ def test_flips_are_drawn_between_calibration_and_worst_case(margins, radius, tmp
     flips = worst_flips(margins, prior, radius)
     figure = plots.flips_against_margin(flips, prior)
     figure.savefig(tmp_path / "figure.png")
-    worst, calibrated, pull = figure.axes[0].lines
+    worst, calibrated, pull, _ = figure.axes[0].lines
     order = np.argsort(margins)
     assert worst.get_ydata() == pytest.approx(flips.flip_probability[order])
     assert calibrated.get_ydata() == pytest.approx(prior[order])

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 
 from sgpo_lib.follower import Grouped, Support, influence, logistic_loss, tangents, worst_case
 from sgpo_lib.plots.follower.worst import _RADIUS, _VALUE, _share, _title
@@ -80,10 +80,8 @@ def influence_against_radius(
             label = f"{name}: ε = {radius:.3g} changes {_share(share)}"
             axes.plot([radius], [share], "o", color=palette[index % len(palette)], label=label)
     axes.set(xscale="log", yscale="log", xlabel=_RADIUS, ylabel="share of DPO's pull that changes")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    axes.legend(loc="upper left")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high * (high / low) ** 0.5)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+    axes.legend(loc="lower right")
     _title(axes, "How much the follower can matter")
     return figure
 
