@@ -97,12 +97,6 @@ def test_the_graph_runs_every_notebook_and_leaves_summary_and_figures(finished):
         assert not [o for o in outputs if o["output_type"] == "error"], notebook
 
 
-def test_the_follower_says_how_much_it_can_matter(finished):
-    for t in (1, 2):
-        metrics = Run.open(finished).step("follower", t).record()["metrics"]
-        assert 0 < metrics["influence"] <= metrics["influence_bound"] == metrics["radius"] / 2
-
-
 def _run_cells(name: str, **parameters) -> None:
     """Run a notebook's code in this process: what it leaves behind, without its outputs."""
     variables: dict = {}
@@ -131,6 +125,10 @@ def test_flips_are_calibrated_on_labelled_pairs_solved_and_trained_on(tiny_root)
     assert metrics["influence"] == pytest.approx(2 * worst["flip_probability"].mean())
     assert metrics["influence"] <= metrics["influence_bound"]
     assert run.step("leader", 1).record()["metrics"]["n_rows"] == len(pairs)
+    asked["method"] = "ssapo"
+    _run_cells("03_dro_reweighting", **asked)
+    metrics = Run.open(**asked).step("follower", 1).record()["metrics"]
+    assert 0 < metrics["influence"] <= metrics["influence_bound"] == metrics["radius"] / 2
 
 
 def test_a_second_run_of_the_graph_does_nothing(finished):
