@@ -20,6 +20,10 @@ from sgpo_lib.policy.sampling import generate
 from sgpo_lib.policy.scoring import sequence_log_probs
 from sgpo_lib.runs.shards import in_shards
 
+N_SAMPLES = 2
+"""Answers to a prompt in self-annotation, as in the paper. Pairs for calibration are made alike: the best and the
+worst of more answers lie further apart, so the policy would seem to err less than it does."""
+
 # What a pair keeps of each of its two responses.
 _OF_RESPONSE = ["response_ids", "finished", "log_prob", "reference_log_prob", "implicit_reward", "gold"]
 
@@ -29,7 +33,7 @@ def respond(
     prompts: pd.DataFrame,
     generation: GenerationParams,
     seed: int,
-    n_samples: int = 2,
+    n_samples: int = N_SAMPLES,
     shards: Path | None = None,
     shard_size: int = 512,
 ) -> pd.DataFrame:
@@ -65,7 +69,12 @@ def respond(
 
 
 def labelled(
-    policy: Policy, prompts: pd.DataFrame, params: Params, seed: int, shards: Path | None = None
+    policy: Policy,
+    prompts: pd.DataFrame,
+    params: Params,
+    seed: int,
+    shards: Path | None = None,
+    n_samples: int | None = None,
 ) -> pd.DataFrame:
     """Return labelled pairs of SFT answers: people's where the prompts come with them, else the gold user's.
 
@@ -73,9 +82,10 @@ def labelled(
     ----------
     policy : the SFT model.
     prompts : rows with `prompt_id` and `prompt`, and `chosen` and `rejected` (texts) where people labelled them.
-        Otherwise the model answers each prompt `data.n_seed_samples` times, and the gold user picks the answer
-        that it likes best and the one that it likes least.
+        Otherwise the model answers each prompt several times, and the gold user picks the answer that it likes
+        best and the one that it likes least.
     seed, shards : of the sampling, see `respond`.
+    n_samples : how many times; None for `data.n_seed_samples`. For calibration `N_SAMPLES`.
 
     Raises
     ------
@@ -90,7 +100,7 @@ def labelled(
             "bring labelled pairs, or set gold."
         )
     else:
-        responses = respond(policy, prompts, params.generation, seed, params.data.n_seed_samples, shards)
+        responses = respond(policy, prompts, params.generation, seed, n_samples or params.data.n_seed_samples, shards)
         responses["gold"] = GoldJudge(**params.gold.model_dump()).score(responses["response"])
         pairs = rank(responses, by="gold")
         if not policy.samples_as_it_scores:

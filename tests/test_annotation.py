@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgpo_lib import annotation
+from sgpo_lib import annotation, data
 from sgpo_lib.data.builtin_prompts import builtin_prompts
 from sgpo_lib.params import GenerationParams, LoraParams, ModelParams, load_params
 from sgpo_lib.policy import Policy, sequence_log_probs
+from sgpo_lib.runs import Run
+from sgpo_lib.steps.launch import make_seed
 
 # Few distinct scores and texts make ties and equal answers common.
 scores = st.one_of(st.integers(-2, 2).map(float), st.floats(-5, 5))
@@ -294,6 +296,25 @@ def test_references_of_the_labelled_seed_are_float32_scores_too(bfloat16, prompt
         scores = sequence_log_probs(bfloat16, pairs["prompt_ids"], pairs[f"{side}_ids"])
         for column in ("log_prob", "reference_log_prob"):
             np.testing.assert_allclose(pairs[f"{side}_{column}"], scores, atol=1e-4)
+
+
+def test_calibration_pairs_are_made_of_two_answers_as_self_annotated_pairs_are(tiny_params_file):
+    run = Run.open(tiny_params_file, overrides={"data.n_calibration": 6, "data.n_seed_samples": 4})
+    step = run.step("seed_dpo").begin()
+    make_seed(step)
+    policy = Policy.load(run.params.model)
+    part = data.prepare(run.params.data, run.params.root, run.seed)
+    for name, prompts, seed, n_samples in (
+        ("pairs", part.seed, step.seed, 4),
+        ("calibration", part.calibration, step.seed + 1, annotation.N_SAMPLES),
+    ):
+        answers = annotation.respond(policy, prompts, run.params.generation, seed, n_samples)
+        of_prompt = answers.groupby("prompt_id")["response"].agg(list)
+        pairs = pd.read_parquet(step.folder / f"{name}.parquet")
+        assert len(pairs)
+        for pair in pairs.itertuples():
+            assert {pair.chosen, pair.rejected} <= set(of_prompt[pair.prompt_id])
+            assert len(of_prompt[pair.prompt_id]) == n_samples
 
 
 def test_a_generation_prompt_that_finished_turns_do_not_repeat_is_named(tiny_model, prompts):

@@ -18,6 +18,7 @@ import yaml
 from conftest import write_tiny_params
 from test_launch import on_processes
 
+from sgpo_lib import follower
 from sgpo_lib.runs import STEPS, Run
 
 REPOSITORY = Path(__file__).parent.parent
@@ -94,6 +95,40 @@ def test_the_graph_runs_every_notebook_and_leaves_summary_and_figures(finished):
     for notebook in executed:
         outputs = [o for cell in json.loads(notebook.read_text())["cells"] for o in cell.get("outputs", [])]
         assert not [o for o in outputs if o["output_type"] == "error"], notebook
+
+
+def _run_cells(name: str, **parameters) -> None:
+    """Run a notebook's code in this process: what it leaves behind, without its outputs."""
+    variables: dict = {}
+    for cell in json.loads((REPOSITORY / "notebooks" / f"{name}.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(line for line in cell["source"] if not line.startswith("%")), variables)
+        if cell["id"] == "parameters":
+            variables |= parameters
+
+
+def test_flips_are_calibrated_on_labelled_pairs_solved_and_trained_on(tiny_root):
+    overrides = {"data.n_calibration": 8, "follower.flip_radius": {"rule": "calibrated"}}
+    asked = {"params_file": tiny_root("flips"), "overrides": overrides}
+    _run_cells("01_seed_dpo", **asked)
+    asked |= {"method": "ssapo-flips"}
+    for name in ("02_self_annotation", "03_dro_reweighting", "04_weighted_training"):
+        _run_cells(name, **asked)
+    run = Run.open(**asked)
+    pairs, labelled = (run.step("annotation", 1).load(f"{name}.parquet") for name in ("pairs", "labelled_margins"))
+    fit = follower.calibrated_radius(pairs["margin"], labelled["margin"])
+    radius = follower.flip_radius(len(labelled))
+    expected = follower.worst_flips(pairs["margin"], fit.flip_probability(pairs["margin"]), radius)
+    worst = run.step("follower", 1).load("worst_case.parquet")
+    assert worst["flip_probability"].tolist() == expected.flip_probability.tolist()
+    metrics = run.step("follower", 1).record()["metrics"]
+    assert metrics["influence"] == pytest.approx(2 * worst["flip_probability"].mean())
+    assert metrics["influence"] <= metrics["influence_bound"]
+    assert run.step("leader", 1).record()["metrics"]["n_rows"] == len(pairs)
+    asked["method"] = "ssapo"
+    _run_cells("03_dro_reweighting", **asked)
+    metrics = Run.open(**asked).step("follower", 1).record()["metrics"]
+    assert 0 < metrics["influence"] <= metrics["influence_bound"] == metrics["radius"] / 2
 
 
 def test_a_second_run_of_the_graph_does_nothing(finished):

@@ -193,8 +193,8 @@ def pairs_of_rounds(study: Study) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame, a row per pair: `group`, `variant`, `seed`, `round`, `margin`, `moved` (0 where there is no
-    follower), `decile` (1..10, of the margin within its run and round) and `agrees_with_gold` where known.
+    DataFrame, a row per pair: `group`, `variant`, `seed`, `round`, `margin`, `moved` (0 where no follower
+    moves margins), `decile` (1..10, of the margin within its run and round) and `agrees_with_gold` where known.
     """
     parts = []
     for variant in study.variants:
@@ -204,7 +204,8 @@ def pairs_of_rounds(study: Study) -> pd.DataFrame:
                 pairs = run.step("annotation", t).load("pairs.parquet")
                 part = pairs[[name for name in ("margin", "agrees_with_gold") if name in pairs]].copy()
                 has_follower = run.params.leader.faces_follower
-                part["moved"] = run.step("follower", t).load("worst_case.parquet")["moved"] if has_follower else 0.0
+                worst = run.step("follower", t).load("worst_case.parquet") if has_follower else {}
+                part["moved"] = worst.get("moved", 0.0)
                 part["decile"] = np.ceil(10 * part["margin"].rank(method="first") / len(part)).astype(int)
                 parts.append(part.assign(group=variant.group, variant=study.label(variant), seed=seed, round=t))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
@@ -215,8 +216,9 @@ def solved_followers(study: Study) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame, a row per variant with a follower, seed and round: `radius`, `nominal`, `value`, `transport`,
-    `n_moved` (of `n_pairs`), `gap` and the `seconds` of the solve.
+    DataFrame, a row per variant with a follower, seed and round: `radius` (in nats for mode `flips`), `nominal`,
+    `value`, `transport`, `gap`, `n_moved` (of `n_pairs`), `influence` and the `seconds` of the solve. What a follower
+    on labels does not have is missing.
     """
     rows = []
     for variant in study.variants:
@@ -225,12 +227,12 @@ def solved_followers(study: Study) -> pd.DataFrame:
             for t in run.rounds if run.params.leader.faces_follower else ():
                 record = run.step("follower", t).record()
                 n_pairs = run.step("annotation", t).record()["metrics"]["n_pairs"]
-                numbers = {key: record["metrics"][key] for key in ("radius", "nominal", "value", "transport", "gap")}
+                names = ("radius", "nominal", "value", "transport", "gap", "n_moved", "influence")
+                numbers = {name: record["metrics"].get(name) for name in names}
                 rows.append(
                     {"group": variant.group, "variant": study.label(variant), "seed": seed, "round": t}
                     | numbers
-                    | {"n_moved": record["metrics"]["n_moved"], "n_pairs": n_pairs}
-                    | {"seconds": record["seconds"]["follower"]}
+                    | {"n_pairs": n_pairs, "seconds": record["seconds"]["follower"]}
                 )
     return pd.DataFrame(rows)
 

@@ -5,15 +5,15 @@ and torch are loaded by the functions that need them.
 """
 
 from sgpo_lib.follower.compare import side_by_side
-from sgpo_lib.follower.differentiable import sgpo_loss
+from sgpo_lib.follower.differentiable import flip_loss, sgpo_loss
 from sgpo_lib.follower.exact import closed_form_value, worst_case
-from sgpo_lib.follower.flips import WorstFlips, flip_loss, worst_flips, worst_flips_at_cost
+from sgpo_lib.follower.flips import WorstFlips, worst_flips, worst_flips_at_cost
 from sgpo_lib.follower.grouped import Grouped
 from sgpo_lib.follower.influence import influence
 from sgpo_lib.follower.loss import Loss, Pieces, logistic_loss, tangents
 from sgpo_lib.follower.program import ConvexProgram
 from sgpo_lib.follower.published import Published
-from sgpo_lib.follower.radius import CalibratedRadius, calibrated_radius, resolve_radius, shift_radius
+from sgpo_lib.follower.radius import CalibratedRadius, calibrated_radius, flip_radius, resolve_radius, shift_radius
 from sgpo_lib.follower.result import Atoms, Follower, Moves, WorstCase
 from sgpo_lib.follower.support import (
     SUPPORT_RULES,
@@ -43,6 +43,7 @@ __all__ = [
     "calibrated_radius",
     "closed_form_value",
     "flip_loss",
+    "flip_radius",
     "influence",
     "logistic_loss",
     "make_support",

@@ -1,7 +1,8 @@
-"""The worst-case loss as a differentiable function of a batch of margins: a drop-in for the DPO loss."""
+"""Worst-case losses as differentiable functions of a batch of margins: drop-ins for the DPO loss."""
 
 from typing import TYPE_CHECKING
 
+from sgpo_lib.follower.flips import worst_flips
 from sgpo_lib.follower.inputs import checked_radius
 from sgpo_lib.follower.support import RangeSupport, Support, resolve_support
 
@@ -87,3 +88,41 @@ def _solve(x: "torch.Tensor", low: "torch.Tensor", radius: float) -> tuple["torc
     # the boundary is within rounding of `low`, this is worth more than the quotient.
     slope = torch.minimum(torch.maximum(slope.nan_to_num(), torch.sigmoid(-boundary)), torch.sigmoid(-low))
     return moved, torch.where(rank < x.numel(), slope, 0.0).squeeze(0)
+
+
+def flip_loss(margins: "torch.Tensor", flip_probability, radius: float) -> "torch.Tensor":
+    """Return V, the worst expected loss of a batch whose labels may be wrong, with its exact gradient.
+
+    By Danskin's theorem the gradient holds the adversary's q fixed:
+
+        dV/dx_i = (1/N) (q_i - sigma(-x_i)),   zero at x = logit(1 - p_i) / (1 + 1 / price):
+
+    margins stop at shrunken log-odds of the label being right instead of growing without end. The search for q
+    is repeated at each call, on the CPU, so a GPU waits for it.
+
+    Parameters
+    ----------
+    margins : Tensor, shape (N,), any floating type and device
+    flip_probability : array_like or Tensor, shape (N,), or a number
+    radius : float >= 0, in nats per pair
+        0 is label smoothing with p_i.
+
+    Returns
+    -------
+    Tensor, scalar, of the margins' type and device.
+
+    Raises
+    ------
+    ValueError
+        As `worst_flips`.
+    """
+    import torch
+    from torch.nn.functional import softplus
+
+    # Sums over a batch lose digits in half and single precision. Apple's GPUs have no double.
+    x = margins.to(torch.float32 if margins.device.type == "mps" else torch.float64)
+    if isinstance(flip_probability, torch.Tensor):
+        flip_probability = flip_probability.detach().double().cpu().numpy()
+    worst = worst_flips(x.detach().double().cpu().numpy(), flip_probability, radius)
+    q = torch.as_tensor(worst.flip_probability, dtype=x.dtype, device=x.device)
+    return (softplus(-x) + q * x).mean().to(margins.dtype)

@@ -22,18 +22,16 @@ is DPO, at every radius of the first kind.
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sgpo_lib.follower.inputs import checked_margins, checked_probabilities, checked_radius
 from sgpo_lib.follower.loss import logistic_loss
 
-if TYPE_CHECKING:
-    import torch
-
 # The arrays made of as many pairs stay in the second-level cache.
 _CHUNK = 16384
+# Margins and probabilities below it count as 0: their products would leave the floating-point range.
+_NOTHING = 1e-100
 # The price is guessed on every 256th pair and then on every 16th, before it is found on all.
 _STRIDES = (256, 16)
 
@@ -55,6 +53,7 @@ class WorstFlips:
         Expected loss under the given probabilities: label smoothing.
     radius, spent : float
         The budget, and what is used of it: nats, or units of cost, per pair.
+    margins : ndarray, shape (N,)
     flip_probability : ndarray, shape (N,)
         q_i.
     """
@@ -65,12 +64,22 @@ class WorstFlips:
     nominal: float
     radius: float
     spent: float
+    margins: np.ndarray = field(repr=False)
     flip_probability: np.ndarray = field(repr=False)
 
     @property
     def gap(self) -> float:
         """The certificate ``dual_value - value``."""
         return self.dual_value - self.value
+
+    def summary(self) -> dict[str, float]:
+        """Return the numbers a report wants, as plain Python ones."""
+        names = ("value", "dual_value", "gap", "nominal", "price", "radius", "spent")
+        return {name: getattr(self, name) for name in names}
+
+    def per_pair(self) -> dict[str, np.ndarray]:
+        """Return what leader mode `flips` needs to know of each pair, as columns of shape (N,)."""
+        return {"margin": self.margins, "flip_probability": self.flip_probability}
 
 
 def worst_flips(margins, flip_probability, radius: float) -> WorstFlips:
@@ -103,7 +112,7 @@ def worst_flips(margins, flip_probability, radius: float) -> WorstFlips:
     # |x_i| instead of margins keep exponentials below 1, and a size of 0 keeps certain labels out of the search.
     is_up = (margins > 0).astype(float)
     mild, harmful = np.abs(is_up - prior), np.abs(1 - is_up - prior)
-    sizes = np.abs(margins) * ((prior > 0) & (prior < 1))
+    sizes = np.abs(margins) * ((prior > _NOTHING) & (prior < 1) & (np.abs(margins) > _NOTHING))
     losses = np.concatenate([logistic_loss(margins[part]) for part in _chunks(margins.size)])
     nominal = float(np.mean(losses + prior * margins))
     unpriced = nominal + float(np.mean(mild * sizes))
@@ -126,6 +135,7 @@ def worst_flips(margins, flip_probability, radius: float) -> WorstFlips:
         nominal=nominal,
         radius=radius,
         spent=spent,
+        margins=margins,
         flip_probability=q,
     )
 
@@ -184,46 +194,9 @@ def worst_flips_at_cost(margins, flip_probability, radius: float, cost=1.0) -> W
         nominal=nominal,
         radius=radius,
         spent=float(np.mean(bought * cost * distance)),
+        margins=margins,
         flip_probability=q,
     )
-
-
-def flip_loss(margins: "torch.Tensor", flip_probability, radius: float) -> "torch.Tensor":
-    """Return V, the worst expected loss of a batch whose labels may be wrong, with its exact gradient.
-
-    By Danskin's theorem the gradient holds the adversary's q fixed:
-
-        dV/dx_i = (1/N) (q_i - sigma(-x_i)),   zero at x = logit(1 - p_i) / (1 + 1 / price):
-
-    margins stop at shrunken log-odds of the label being right instead of growing without end. The search for q
-    is repeated at each call, on the CPU, so a GPU waits for it.
-
-    Parameters
-    ----------
-    margins : Tensor, shape (N,), any floating type and device
-    flip_probability : array_like or Tensor, shape (N,), or a number
-    radius : float >= 0, in nats per pair
-        0 is label smoothing with p_i.
-
-    Returns
-    -------
-    Tensor, scalar, of the margins' type and device.
-
-    Raises
-    ------
-    ValueError
-        As `worst_flips`.
-    """
-    import torch
-    from torch.nn.functional import softplus
-
-    # Sums over a batch lose digits in half and single precision. Apple's GPUs have no double.
-    x = margins.to(torch.float32 if margins.device.type == "mps" else torch.float64)
-    if isinstance(flip_probability, torch.Tensor):
-        flip_probability = flip_probability.detach().double().cpu().numpy()
-    worst = worst_flips(x.detach().double().cpu().numpy(), flip_probability, radius)
-    q = torch.as_tensor(worst.flip_probability, dtype=x.dtype, device=x.device)
-    return (softplus(-x) + q * x).mean().to(margins.dtype)
 
 
 def _chunks(n: int) -> list[slice]:

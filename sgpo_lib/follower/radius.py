@@ -1,7 +1,8 @@
 """Radii that follow from data, where the paper fixes one by hand."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,8 +31,13 @@ class CalibratedRadius:
     n_labelled: int
 
     def flip_probability(self, margins) -> np.ndarray:
-        """Return the probability that each pair's true order is the other one, shape (N,)."""
-        return sigmoid(-(self.intercept + self.slope * np.asarray(margins, dtype=float)))
+        """Return the probability that each pair's true order is the other one, shape (N,).
+
+        Where a margin is negative the pair is not in the order that the policy prefers, as earlier rounds' pairs may
+        not be: its order is then wrong with the probability that the policy's is right.
+        """
+        margins = np.asarray(margins, dtype=float)
+        return sigmoid(-np.where(margins < 0, -1, 1) * (self.intercept + self.slope * np.abs(margins)))
 
 
 def calibrated_radius(margins, labelled_margins, label_noise: float = 0.0) -> CalibratedRadius:
@@ -69,8 +75,7 @@ def calibrated_radius(margins, labelled_margins, label_noise: float = 0.0) -> Ca
     ValueError
         If either array is empty, NaN or infinite, or the label noise is not in [0, 1/2).
     """
-    if not 0 <= label_noise < 0.5:
-        raise ValueError(f"label_noise must be in [0, 0.5), but is {label_noise}; at 0.5 labels say nothing")
+    _check_label_noise(label_noise)
     margins, labelled = checked_margins(margins), checked_margins(labelled_margins)
     flipped = labelled < 0
     n_flips = int(flipped.sum())
@@ -83,8 +88,39 @@ def calibrated_radius(margins, labelled_margins, label_noise: float = 0.0) -> Ca
     else:
         n_wrong = min(max(n_wrong, 0), labelled.size)
         intercept, slope = float(np.log((labelled.size - n_wrong + 1) / (n_wrong + 1))), 0.0
-    radius = 2 * float(np.mean(sigmoid(-(intercept + slope * margins)) * np.abs(margins)))
-    return CalibratedRadius(radius, intercept, slope, n_flips, labelled.size)
+    fit = CalibratedRadius(0.0, intercept, slope, n_flips, labelled.size)
+    return replace(fit, radius=2 * float(np.mean(fit.flip_probability(margins) * np.abs(margins))))
+
+
+def flip_radius(n_labelled: int, label_noise: float = 0.0, confidence: float = 0.95) -> float:
+    """Return how far calibrated flip probabilities may be from the true ones: a radius for `worst_flips`.
+
+    By Wilks' theorem 2 M times the divergence per pair between the fitted curve of two coefficients and the true
+    one is near chi-squared with two degrees of freedom, whose quantile is -2 log(1 - confidence). So at 95% the
+    radius is 3.0 / M. Noise f in the labels leaves (1 - 2f)^2 or less of what a label tells.
+
+    Parameters
+    ----------
+    n_labelled : int > 0
+        M, the labelled pairs of `calibrated_radius`.
+    label_noise : float, 0 <= f < 1/2
+        Share of their labels known to be wrong.
+    confidence : float in (0, 1)
+
+    Returns
+    -------
+    float, in nats per pair. It covers the curve's uncertainty, and not that the true curve may have another form,
+    nor that the pairs to train on may differ from the labelled ones.
+
+    Raises
+    ------
+    ValueError
+        If there are no labelled pairs, or the label noise is not in [0, 1/2).
+    """
+    if n_labelled < 1:
+        raise ValueError(f"flip probabilities are calibrated on labelled pairs, but there are {n_labelled}")
+    _check_label_noise(label_noise)
+    return -math.log(1 - confidence) / (n_labelled * (1 - 2 * label_noise) ** 2)
 
 
 def shift_radius(before, after) -> float:
@@ -109,13 +145,15 @@ def shift_radius(before, after) -> float:
     return float(wasserstein_distance(checked_margins(before), checked_margins(after)))
 
 
-def resolve_radius(radius: float | Mapping, margins, labelled_margins=None, margins_before=None) -> float:
+def resolve_radius(
+    radius: float | Mapping, margins, labelled_margins=None, margins_before=None, label_noise: float = 0.0
+) -> float:
     """Return what a params file's `radius` stands for in this round.
 
     Parameters
     ----------
     radius : a number, {"rule": "calibrated"}, or {"rule": "shift", "first": number}.
-    margins, labelled_margins : see `calibrated_radius`; the latter for that rule only.
+    margins, labelled_margins, label_noise : see `calibrated_radius`; the latter two for that rule only.
     margins_before : of the round before, for `shift`; None in the first round, whose radius is `first`.
 
     Raises
@@ -128,10 +166,15 @@ def resolve_radius(radius: float | Mapping, margins, labelled_margins=None, marg
     if radius["rule"] == "calibrated":
         if labelled_margins is None:
             raise ValueError("the calibrated radius needs margins of labelled pairs: set data.n_calibration")
-        return calibrated_radius(margins, labelled_margins).radius
+        return calibrated_radius(margins, labelled_margins, label_noise).radius
     if radius["rule"] == "shift":
         return float(radius["first"]) if margins_before is None else shift_radius(margins_before, margins)
     raise ValueError(f"there is no radius rule {radius['rule']!r}; the rules are calibrated, shift")
+
+
+def _check_label_noise(label_noise: float) -> None:
+    if not 0 <= label_noise < 0.5:
+        raise ValueError(f"label_noise must be in [0, 0.5), but is {label_noise}; at 0.5 labels say nothing")
 
 
 def _fit_flips(sizes: np.ndarray, flipped: np.ndarray, label_noise: float) -> tuple[float, float]:

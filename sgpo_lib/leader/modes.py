@@ -65,7 +65,7 @@ class Mode:
     sets : params that the method sets besides, as dotted keys.
     faces_follower : whether it trains on a worst case.
     columns : gives the columns of `weighted_logistic` that are not at their neutral value, each of shape (N,), for
-        N pairs, their worst case (columns as `WorstCase.per_pair` has them, None without follower) and the params.
+        N pairs, their worst case (columns as the follower's `per_pair` has them, None without follower) and the params.
     objective : gives the trainer and its options, for the leader's params and the follower's radius and support.
     obstacle : says what keeps the mode from working with other params, if anything does.
     """
@@ -88,6 +88,11 @@ def _needs_one_price(params):
     return "needs one price for all pairs: set follower.group_size to null" if params.follower.group_size else None
 
 
+def _needs_calibration(params):
+    missing = "needs labelled pairs to calibrate flip probabilities on: set data.n_calibration (such as 32)"
+    return None if params.data.n_calibration else missing
+
+
 def _transport(pairs, worst, leader):
     return {"loss_moved": worst["moved"], "loss_displacement": worst["displacement"]}
 
@@ -96,6 +101,13 @@ def _envelope(pairs, worst, leader):
     moved = np.asarray(worst["moved"])
     counts = np.asarray(pairs["margin"] == worst["margin"], dtype=float)  # a margin clipped to the support does not
     return {"loss_weight": counts * (1 - moved), "loss_slope": -counts * moved * np.asarray(worst["price"])}
+
+
+def _flips(pairs, worst, leader):
+    # Frozen, as `transport` freezes its displacements: the round's pairs share one budget, solved on the margins that
+    # the follower saw. `flip_loss` would give every batch its own, and with reference `previous` it would begin at
+    # margins of 0, where no flip is worse than another.
+    return {"loss_slope": worst["flip_probability"]}
 
 
 def _pieces(pairs, worst, leader):
@@ -166,6 +178,14 @@ MODES: dict[str, Mode] = {
         faces_follower=True,
         columns=_pieces,
         obstacle=_needs_pieces,
+    ),
+    "flips": Mode(
+        r"(1-q_i)\,\ell(\xi_i)+q_i\,\ell(-\xi_i)=\ell(\xi_i)+q_i\,\xi_i",
+        "each label is wrong with the follower's worst calibrated probability",
+        "ssapo-flips",
+        faces_follower=True,
+        columns=_flips,
+        obstacle=_needs_calibration,
     ),
     "sgpo": Mode(
         r"V\text{ of the batch}",
@@ -238,8 +258,8 @@ def training_rows(pairs: "pd.DataFrame", worst: Mapping | None, leader: "LeaderP
     Parameters
     ----------
     pairs : N rows, as `sgpo_lib.annotation` leaves them.
-    worst : columns of shape (N,): `margin`, `moved`, `displacement`, `price` and, for `pieces`, `piece_slope`, as
-        notebook 03 leaves them; None for a mode without follower.
+    worst : columns of shape (N,): `margin`, `moved`, `displacement`, `price` and, for `pieces`, `piece_slope`; for
+        `flips` `flip_probability`; as notebook 03 leaves them. None for a mode without follower.
 
     Returns
     -------

@@ -68,7 +68,9 @@ class DataParams(Section):
     n_seed_samples: int = Field(2, ge=2, description="answers per seed prompt; the judge picks best and worst")
     seed_selection: Literal["random", "farthest-point"] = Field("random", description="which prompts to label")
     label_noise: Share = Field(0.0, description="share of the seed labels to flip")
-    n_calibration: int = Field(0, ge=0, description="labelled prompts kept out of training, for the calibrated radius")
+    n_calibration: int = Field(
+        0, ge=0, description="labelled prompts kept out of training, for the calibrated radius and mode flips"
+    )
     n_prompts: list[Count] = Field(description="prompts of each round; none for seed DPO alone")
     n_evaluation: Count = Field(description="held-out prompts; never trained on, the same for every seed")
     shuffle_seed: int = 42
@@ -144,7 +146,7 @@ class QuantileRule(Section):
 
 
 class CalibratedRule(Section):
-    """The radius that the labels' own error rate implies, read off `data.n_calibration` labelled pairs."""
+    """The radius that `data.n_calibration` labelled pairs imply: their error rate, or for flips how few they are."""
 
     rule: Literal["calibrated"]
 
@@ -157,10 +159,13 @@ class ShiftRule(Section):
 
 
 class FollowerParams(Section):
-    """The adversary: a Wasserstein-1 ball around the empirical margin distribution."""
+    """The adversary: a Wasserstein-1 ball around the margins or, in mode flips, a ball around flip probabilities."""
 
     radius: Annotated[float, Field(ge=0)] | CalibratedRule | ShiftRule = Field(
         0.01, description="mean transport per pair, in margin units, or a rule"
+    )
+    flip_radius: Annotated[float, Field(ge=0)] | CalibratedRule = Field(
+        0.01, description="of mode flips: mean divergence per pair, in nats, or how far the calibration may be off"
     )
     support: RangeRule | QuantileRule | tuple[float, float] = RangeRule()
     n_pieces: int | None = Field(None, ge=2, description="tangents K of the loss; null: the logistic loss itself")
@@ -222,6 +227,8 @@ class Params(Section):
     def _fit_together(self) -> "Params":
         if isinstance(self.follower.radius, CalibratedRule) and not self.data.n_calibration:
             raise ValueError("follower.radius {rule: calibrated} needs labelled pairs: set data.n_calibration")
+        if self.data.n_calibration and self.data.label_noise >= 0.5:
+            raise ValueError("data.n_calibration needs data.label_noise below 0.5: at half, labels say nothing")
         obstacle = MODES[self.leader.mode].obstacle(self)
         if obstacle:
             raise ValueError(f"leader.mode {self.leader.mode} {obstacle}")

@@ -204,12 +204,12 @@ class Shape:
         """Two products with a context that is half the sequence in the mean; sliding windows are not counted on."""
         return 4 * tokens * self.config.num_hidden_layers * self.attention_width * length / 2
 
-    def decoding(self, rows: int, samples: int, batch: int, prompt: float, steps: int) -> tuple[float, float]:
+    def decoding(self, rows: int, samples: float, batch: int, prompt: float, steps: int) -> tuple[float, float]:
         """FLOPs and bytes read of sampling: a batch decodes in lockstep, for as many steps as its longest answer.
 
         Parameters
         ----------
-        rows, samples : answers in all, and of each prompt, which is read once for them.
+        rows, samples : answers in all, and of each prompt (on average), which is read once for them.
         """
         context = prompt + steps / 2
         reading = self.forward_flops(prompt, prompt, 1) / samples

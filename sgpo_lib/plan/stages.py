@@ -77,8 +77,8 @@ def stages(params: Params, shape: Shape, lengths: Lengths, pairs_per_prompt: flo
     data, by_people = params.data, params.gold is None
     pairs = pairs_per_prompt if by_people else 1  # of a labelled prompt
     n_labelled = data.n_seed + data.n_calibration
-    n_samples = data.n_seed_samples
-    answers = {"generate": n_labelled * n_samples, "samples": n_samples}
+    n_answers = data.n_seed * data.n_seed_samples + data.n_calibration * 2
+    answers = {"generate": n_answers, "samples": n_answers / n_labelled}
     # Whether answers that were sampled in 16 bits are scored by the policy once more.
     again = params.model.lora is not None and params.model.scoring_dtype == "float32" and shape.dtype.itemsize < 4
     of_seed = {"score": 2 * n_labelled * pairs} if by_people else answers | {"score": 2 * n_labelled * again}
@@ -114,7 +114,7 @@ def _stage(
     shape: Shape,
     lengths: Lengths,
     generate: int = 0,
-    samples: int = 1,
+    samples: float = 1,
     score: float = 0,
     pairs: float = 0,
     training: TrainingParams | None = None,

@@ -39,7 +39,7 @@ STEPS = {
         (*_SHARED, "annotation", "judge", "leader.accumulate"),
         ("responses.parquet", "pairs.parquet"),
     ),
-    "follower": _Kind("03_dro_reweighting", ("follower",), ("worst_case.parquet",)),
+    "follower": _Kind("03_dro_reweighting", ("follower", "leader.mode", "leader.reference"), ("worst_case.parquet",)),
     "leader": _Kind("04_weighted_training", ("beta", "leader"), ("training_log.parquet", "policy")),
     "evaluation": _Kind(
         "05_evaluation",

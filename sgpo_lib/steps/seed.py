@@ -54,13 +54,15 @@ def label_seed(step: Step, policy: Policy, splits: data.Splits) -> pd.DataFrame:
 def label_calibration(step: Step, policy: Policy, splits: data.Splits) -> pd.DataFrame:
     """Return the pairs kept for calibration, labelled and flipped as the seed is; written to `calibration.parquet`.
 
+    Each is of as many answers as self-annotation samples, so that the policy's errors on them are those it will make.
+
     Returns
     -------
     DataFrame, a row per pair, as `label_seed` gives it, always with `flipped`.
     """
     params, seed = step.run.params, step.seed + 1  # another draw than the seed's
     with step.timed("generate"):
-        pairs = annotation.labelled(policy, splits.calibration, params, seed, step.shards)
+        pairs = annotation.labelled(policy, splits.calibration, params, seed, step.shards, annotation.N_SAMPLES)
     pairs = data.flip_labels(pairs, params.data.label_noise, seed)
     step.save("calibration.parquet", pairs)
     return pairs

@@ -71,10 +71,10 @@ def round_update(step: Step) -> Update:
     pairs, worst, radius = run.step("annotation", step.round).load("pairs.parquet"), None, 0.0
     if params.leader.faces_follower:
         faced = run.step("follower", step.round)
-        worst, radius = faced.load("worst_case.parquet"), faced.record()["metrics"]["radius"]
+        worst, radius = faced.load("worst_case.parquet"), faced.record()["metrics"].get("radius")
     rows = leader.training_rows(pairs, worst, params.leader)
     support = make_support(params.follower.model_dump()["support"])
-    n_moved = 0 if worst is None else int((worst["moved"] > 0).sum())
+    n_moved = 0 if worst is None or "moved" not in worst else int((worst["moved"] > 0).sum())
     objective = leader.objective(params.leader, radius, support)
     return Update(rows, objective, {"n_rows": len(rows), "n_moved": n_moved})
 

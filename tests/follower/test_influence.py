@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgpo_lib.follower import QuantileSupport, RangeSupport, influence, worst_case
+from sgpo_lib.follower import QuantileSupport, RangeSupport, influence, worst_case, worst_flips
 
 margin_lists = st.lists(st.floats(-8, 8), min_size=1, max_size=40)
 radii = st.one_of(st.just(0.0), st.floats(1e-4, 30))
@@ -55,6 +55,18 @@ def test_the_bound_is_nearly_met(scale):
     margins = np.abs(np.random.default_rng(0).normal(0, scale, 5000))
     for radius in (0.01, 0.1):
         assert influence(worst_case(margins, radius)) > 0.9 * radius / 2
+
+
+chances = st.one_of(st.sampled_from([0.0, 1.0, 1e-300]), st.floats(0, 1))
+
+
+@given(margin_lists, chances, radii)
+def test_flips_change_the_pull_by_the_mean_probability_which_pinsker_bounds(margins, chance, radius):
+    worst = worst_flips(margins, chance, radius)
+    mean = worst.flip_probability.mean()
+    assert mean <= chance + np.sqrt(radius / 2) + 1e-12
+    assert influence(worst) == pytest.approx(2 * mean, abs=1e-12)
+    assert influence(worst, "initial") == pytest.approx(mean / pull(worst.margins).mean(), rel=1e-9)
 
 
 def test_an_unknown_reference_is_refused():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgpo_lib.follower import calibrated_radius, shift_radius
+from sgpo_lib.follower import calibrated_radius, flip_radius, resolve_radius, shift_radius
 
 
 def labelled_margins(n, intercept, slope, seed=0):
@@ -94,3 +94,35 @@ def test_fewer_contradictions_than_the_noise_explains_leave_the_rule_of_successi
 def test_labels_that_say_nothing_are_refused():
     with pytest.raises(ValueError, match="label_noise"):
         calibrated_radius([1.0], [1.0, -1.0], label_noise=0.5)
+
+
+def test_a_pair_in_the_order_that_the_policy_rejects_is_wrong_where_the_policy_is_right():
+    fit = calibrated_radius([1.0], labelled_margins(500, 0.3, 0.8))
+    margins = np.array([0.1, 0.5, 4.0])
+    np.testing.assert_allclose(fit.flip_probability(margins) + fit.flip_probability(-margins), 1)
+
+
+def test_the_calibrated_rule_takes_known_label_noise_out():
+    margins, labelled = [0.5, 2.0], labelled_margins(300, 0.3, 0.8)
+    rule = {"rule": "calibrated"}
+    noisy, clean = (resolve_radius(rule, margins, labelled, label_noise=f) for f in (0.1, 0.0))
+    assert noisy == calibrated_radius(margins, labelled, 0.1).radius < clean
+
+
+@pytest.mark.parametrize(("n", "noise", "least"), [(50, 0.0, 0.9), (200, 0.0, 0.93), (400, 0.2, 0.9)])
+def test_the_true_curve_lies_in_the_flip_ball_about_as_often_as_promised(n, noise, least):
+    rng, inside = np.random.default_rng(0), []
+    for seed in range(200):
+        labelled = labelled_margins(n, 0.2, 0.3, seed)
+        fit = calibrated_radius([1.0], np.where(rng.random(n) < noise, -labelled, labelled), noise)
+        sizes = np.abs(labelled)
+        p, q = fit.flip_probability(sizes), 1 / (1 + np.exp(0.2 + 0.3 * sizes))
+        divergence = q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p))
+        inside.append(divergence.mean() <= flip_radius(n, noise))
+    assert least <= np.mean(inside) <= 0.99
+
+
+@pytest.mark.parametrize(("n", "noise", "wrong"), [(0, 0.0, "there are 0"), (10, 0.5, "label_noise")])
+def test_a_flip_radius_without_labels_that_say_anything_is_refused(n, noise, wrong):
+    with pytest.raises(ValueError, match=wrong):
+        flip_radius(n, noise)

@@ -33,6 +33,9 @@ def leader(mode: str, **options) -> LeaderParams:
     return LeaderParams(**at_once | {"mode": mode, "reference": "initial"} | options)
 
 
+FLIPS = leader("flips")
+
+
 def pairs_with(margins: np.ndarray) -> pd.DataFrame:
     """Pairs whose margins against the initial policy are these."""
     pairs = pd.DataFrame(
@@ -43,6 +46,7 @@ def pairs_with(margins: np.ndarray) -> pd.DataFrame:
 
 def table(worst: follower.WorstCase, pieces=None) -> pd.DataFrame:
     columns = pd.DataFrame(worst.per_pair())
+    columns["flip_probability"] = follower.worst_flips(worst.margins, 0.3, 0.1).flip_probability
     return columns if pieces is None else columns.assign(piece_slope=worst.piece_slopes(pieces))
 
 
@@ -56,6 +60,57 @@ def test_the_gradient_of_envelope_rows_is_that_of_the_worst_case(margins, radius
     if len(set(margins)) == len(margins):  # among equal margins either may be the one that moves
         np.testing.assert_allclose(gradient, expected, atol=1e-9)
     assert gradient.sum() == pytest.approx(float(expected.sum()), abs=1e-9)
+
+
+def calibrated(margins: np.ndarray, probabilities: list[float]) -> np.ndarray:
+    return np.resize(probabilities, len(margins))
+
+
+chances = st.lists(st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0.01, 0.99)), min_size=1, max_size=12)
+
+
+@given(found, chances, radii)
+def test_the_gradient_of_flip_rows_is_that_of_the_worst_flips(margins, probabilities, radius):
+    p = calibrated(margins, probabilities)
+    rows = training_rows(pairs_with(margins), pd.DataFrame(follower.worst_flips(margins, p, radius).per_pair()), FLIPS)
+    x = torch.tensor(margins, requires_grad=True)
+    mine = weighted_logistic(x, slope=torch.tensor(rows["loss_slope"].to_numpy()))
+    worst = follower.flip_loss(x, p, radius)
+    assert mine.item() == pytest.approx(worst.item(), abs=1e-12)
+    gradients = [torch.autograd.grad(value, x)[0] for value in (mine, worst)]
+    np.testing.assert_allclose(*gradients, atol=1e-12)
+    np.testing.assert_allclose(gradients[0], (rows["loss_slope"] - expit(-margins)) / len(margins), atol=1e-12)
+
+
+def test_the_gradient_of_flip_rows_is_that_of_finite_differences_of_the_adversarys_value():
+    margins = np.random.default_rng(0).normal(0.5, 1, 9)
+    p, step = 1 / (1 + np.exp(0.3 + margins)), 1e-5
+    worst = follower.worst_flips(margins, p, 0.1)
+    slope = training_rows(pairs_with(margins), worst.per_pair(), FLIPS)["loss_slope"]
+    for i, change in enumerate(step * np.eye(len(margins))):
+        ends = [follower.worst_flips(margins + sign * change, p, 0.1).value for sign in (1, -1)]
+        expected = (slope[i] - expit(-margins[i])) / len(margins)
+        assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(expected, abs=1e-8)
+
+
+@given(found, chances)
+def test_flips_of_radius_0_are_label_smoothing_with_each_pairs_own_probability(margins, probabilities):
+    p = calibrated(margins, probabilities)
+    rows = training_rows(pairs_with(margins), follower.worst_flips(margins, p, 0.0).per_pair(), FLIPS)
+    x = torch.tensor(margins)
+    smoothed = (1 - p) * loss(margins) + p * loss(-margins)
+    mine = weighted_logistic(x, slope=torch.tensor(rows["loss_slope"].to_numpy()))
+    assert mine.item() == pytest.approx(smoothed.mean(), abs=1e-12)
+
+
+@given(found, radii)
+def test_flips_of_labels_that_are_certain_are_dpo_bit_for_bit(margins, radius):
+    rows = training_rows(pairs_with(margins), follower.worst_flips(margins, 0.0, radius).per_pair(), FLIPS)
+    x = torch.tensor(margins, dtype=torch.float32, requires_grad=True)
+    flips = weighted_logistic(x, slope=torch.tensor(rows["loss_slope"].to_numpy(), dtype=torch.float32))
+    plain = weighted_logistic(x)
+    assert torch.equal(flips, plain)
+    assert torch.equal(torch.autograd.grad(flips, x)[0], torch.autograd.grad(plain, x)[0])
 
 
 @given(found, radii, st.integers(2, 7))
@@ -280,7 +335,7 @@ def test_a_new_mode_is_an_entry_of_the_registry(policy, monkeypatch):
 
 
 def test_every_mode_of_the_params_has_a_test():
-    assert {*LOSSES, "transport", "envelope", "pieces", "spa"} == set(MODES)
+    assert {*LOSSES, "transport", "envelope", "pieces", "flips", "spa"} == set(MODES)
 
 
 def test_a_training_shorter_than_its_logging_interval_has_a_log(policy):

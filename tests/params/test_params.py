@@ -47,9 +47,14 @@ _OPTIONAL = {
     "n_calibration",
     "n_pieces",
     "group_size",
+    "flip_radius",
     "engine",
     "bad_rows",
 }
+
+
+# What a method needs that a file need not have.
+_NEEDED = {"ssapo-flips": {"data.n_calibration": 32}}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -57,7 +62,7 @@ def test_shipped_file_can_be_asked_for_every_method(path):
     known = {"implicit", "sentiment", "gold"} if load_params(path).gold else {"implicit"}
     for method, sets in METHODS.items():
         if sets.get("annotation.judge", "implicit") in known:
-            load_params(path, method=method)
+            load_params(path, _NEEDED.get(method), method)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -353,6 +358,8 @@ def test_a_file_that_contradicts_the_method_is_refused_and_an_override_is_not(wr
     ("overrides", "needed"),
     [
         ({"follower.radius": {"rule": "calibrated"}}, "data.n_calibration"),
+        ({"leader.mode": "flips"}, "data.n_calibration"),
+        ({"data.n_calibration": 9, "data.label_noise": 0.5}, "data.label_noise"),
         ({"leader.mode": "pieces"}, "follower.n_pieces"),
         ({"leader.mode": "envelope", "follower.group_size": 10}, "follower.group_size"),
         ({"annotation.judge": "sentiment", "gold": None}, "set gold"),
@@ -395,7 +402,7 @@ def test_every_method_is_valid_for_the_default_and_the_study_params():
     for name in ("smollm2-135m", "study", "study-flipped"):
         for method, overrides in METHODS.items():
             if method != "iter-dpo-external":
-                assert load_params(ROOT / "params" / f"{name}.yaml", overrides), method
+                assert load_params(ROOT / "params" / f"{name}.yaml", overrides | _NEEDED.get(method, {})), method
 
 
 def test_the_judge_of_a_file_ranks_for_iter_dpo_external_and_for_no_method_that_annotates_itself(write):

@@ -157,6 +157,13 @@ def test_stages_count_what_the_notebooks_do():
     assert made["evaluation"].scored == 4 * 128 * 90
 
 
+def test_calibration_prompts_are_planned_with_two_answers_as_rounds_have():
+    params = params_of("study", **{"model.dtype": "float32"})
+    config = find_config(params.model)[0]
+    made = stages(params, Shape(config, params.model, False), Lengths(40, 30, 128, 40))
+    assert made[0].generated == (64 * 4 + 32 * 2) * 30
+
+
 def test_a_prompt_is_read_once_for_all_its_answers():
     planned = shape(lora=False)
     one, four = (planned.decoding(8, samples, 8, 100, 10)[0] for samples in (1, 4))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sgpo_lib.follower import ConvexProgram, sgpo_loss, side_by_side, tangents, worst_case
+from sgpo_lib.follower import ConvexProgram, influence, sgpo_loss, side_by_side, tangents, worst_case, worst_flips
 from sgpo_lib.plots import follower as plots
 from sgpo_lib.plots import widgets
 
@@ -102,6 +102,30 @@ def test_the_pull_of_each_pair_is_the_gradient_that_training_uses(radius):
     lines = plots.pull_on_each_pair(worst_case(MARGINS, radius)).axes[0].lines
     drawn = next(line for line in lines if line.get_label().startswith("gradient of V"))
     assert drawn.get_ydata() == pytest.approx(expected, abs=1e-12)
+
+
+def test_influence_is_drawn_below_its_bound_and_marked_at_the_radius_in_use(tmp_path):
+    radii = np.geomspace(1e-3, 3, 9)
+    figure = plots.influence_against_radius(MARGINS, None, radii, {"in use": 0.1, "none": 0.0})
+    figure.savefig(tmp_path / "figure.png")
+    bound, shares, mark = figure.axes[0].lines
+    assert (shares.get_ydata() <= bound.get_ydata()).all()
+    assert mark.get_xydata().tolist() == [[0.1, influence(worst_case(MARGINS, 0.1))]]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("margins", [MARGINS, MARGINS[:1], -MARGINS])
+@pytest.mark.parametrize("radius", [0.0, 0.1, 100.0])
+def test_flips_are_drawn_between_calibration_and_worst_case(margins, radius, tmp_path):
+    prior = 1 / (1 + np.exp(0.2 + 0.3 * margins))
+    flips = worst_flips(margins, prior, radius)
+    figure = plots.flips_against_margin(flips, prior)
+    figure.savefig(tmp_path / "figure.png")
+    worst, calibrated, pull, _ = figure.axes[0].lines
+    order = np.argsort(margins)
+    assert worst.get_ydata() == pytest.approx(flips.flip_probability[order])
+    assert calibrated.get_ydata() == pytest.approx(prior[order])
+    assert pull.get_ydata() == pytest.approx(1 / (1 + np.exp(margins[order])))
 
 
 def test_wrong_labels_are_counted_among_moved_and_other_pairs():

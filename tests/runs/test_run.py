@@ -120,7 +120,7 @@ def test_input_made_with_other_params_lists_key_old_and_new(open_run):
     ("changed", "step"),
     [
         ({"follower__radius": 0.5, "leader__learning_rate": 1.0, "evaluation__n_bootstrap": 7}, ("annotation", 1)),
-        ({"leader__reference": "initial", "evaluation__confidence": 0.5}, ("leader", 1)),
+        ({"leader__learning_rate": 1.0, "evaluation__confidence": 0.5}, ("leader", 1)),
         ({"leader__mode": "transport", "follower__radius": 0.01}, ("evaluation", None)),
     ],
 )

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, PercentFormatter
 
-from sgpo_lib.follower import Grouped, Support, logistic_loss, tangents, worst_case
+from sgpo_lib.follower import Grouped, Support, influence, logistic_loss, tangents, worst_case
 from sgpo_lib.plots.follower.worst import _RADIUS, _VALUE, _share, _title
 from sgpo_lib.plots.style import COLORS, new_figure
 
@@ -55,6 +55,34 @@ def value_against_radius(
         left.axvline(radius, color=color, lw=1.5, label=f"{name}: ε = {radius:.3g}")
         right.axvline(radius, color=color, lw=1.5)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def influence_against_radius(
+    margins: np.ndarray, support: Support | None, radii: Sequence[float], marked: Mapping[str, float] | None = None
+) -> Figure:
+    """Draw the share of DPO's gradient weights that mode `transport` changes, and its bound ε/2, on log axes.
+
+    At the start of a round whose margins restart at 0 (reference `previous`).
+
+    Parameters
+    ----------
+    margins, support, radii, marked : as in `value_against_radius`.
+    """
+    shares = [influence(worst_case(margins, radius, support)) for radius in radii]
+    figure, axes = new_figure(width=6.0, height=3.8)
+    axes.plot(radii, np.array(radii) / 2, color=COLORS["bound"], lw=1, ls=":", label="bound ε/2")
+    axes.plot(radii, shares, color=COLORS["follower"], label="influence on these margins")
+    palette = [COLORS[name] for name in ("gold", "dpo", "accent", "sky")]
+    for index, (name, radius) in enumerate((marked or {}).items()):
+        if radius > 0:
+            share = influence(worst_case(margins, radius, support))
+            label = f"{name}: ε = {radius:.3g} changes {_share(share)}"
+            axes.plot([radius], [share], "o", color=palette[index % len(palette)], label=label)
+    axes.set(xscale="log", yscale="log", xlabel=_RADIUS, ylabel="share of DPO's pull that changes")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+    axes.legend(loc="lower right")
+    _title(axes, "How much the follower can matter")
     return figure
 
 
