@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from sgpo_lib.policy.loading import saved_params
 from sgpo_lib.policy.model import Policy
 from sgpo_lib.policy.sampling import generate
@@ -119,6 +121,8 @@ def main() -> None:
         chat(Conversation(policy, asked.temperature, asked.max_new_tokens, asked.seed), asked.beta)
     except KeyboardInterrupt:
         print()
+    except ValidationError:  # of all that is asked here, only the device is bounded
+        parser.error(f"--device {asked.device} is none of auto, cpu, mps, cuda, cuda:1, ...")
     except (OSError, RuntimeError, ValueError, FloatingPointError) as error:
         sys.exit(str(error))
 

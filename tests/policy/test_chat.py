@@ -163,3 +163,10 @@ def test_a_run_s_round_points_to_the_policy_in_it(monkeypatch, capsys, tmp_path)
     (tmp_path / "policy").mkdir()
     with pytest.raises(SystemExit, match=r"Is it .*policy\?"):
         talk(monkeypatch, capsys, [tmp_path], [])
+
+
+def test_an_unknown_device_is_said_with_those_there_are(monkeypatch, capsys, adapter):
+    monkeypatch.setattr(sys, "argv", ["chat", str(adapter), "--device", "gpu"])
+    with pytest.raises(SystemExit):
+        chat.main()
+    assert "--device gpu is none of auto, cpu" in capsys.readouterr().err
