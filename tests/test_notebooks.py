@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import write_tiny_params
-from test_launch import on_processes
+from processes import on_processes
 
 from sgpo_lib import follower
 from sgpo_lib.runs import STEPS, Run

@@ -4,7 +4,7 @@ This room knows tokens, log-probabilities and adapters. It knows nothing of judg
 """
 
 from sgpo_lib.policy.checks import check_complete
-from sgpo_lib.policy.export import merge_adapter
+from sgpo_lib.policy.export import merge, push_to_hub
 from sgpo_lib.policy.loading import choose_device, choose_dtype
 from sgpo_lib.policy.model import Policy
 from sgpo_lib.policy.sampling import generate
@@ -17,7 +17,8 @@ __all__ = [
     "choose_dtype",
     "embed",
     "generate",
-    "merge_adapter",
+    "merge",
+    "push_to_hub",
     "sampled_kl",
     "sequence_log_probs",
 ]

