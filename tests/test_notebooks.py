@@ -170,6 +170,9 @@ def test_a_study_leaves_its_tables_figures_and_raw_numbers(studied):
     names = {path.name for path in folder.iterdir()}
     assert {"summary.md", "results.csv", "means.csv", "differences.csv", "compared.png", "rounds.png"} <= names
     assert "one seed, so nothing can be said" in (folder / "summary.md").read_text()
+    trainings = pd.read_csv(folder / "trainings.csv").set_index("variant")[["n_rows", "n_steps", "lr_sum"]]
+    assert (trainings.loc["plain"] == trainings.loc["zero"]).all()
+    assert (trainings > 0).all(axis=None)
 
 
 @pytest.fixture(scope="module")

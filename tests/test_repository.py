@@ -1,5 +1,6 @@
 """What holds for the repository as a whole: one set of versions, clean notebooks, light imports."""
 
+import ast
 import importlib
 import json
 import re
@@ -9,6 +10,7 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -83,6 +85,29 @@ def test_stored_notebooks_are_clean_and_can_be_parameterised(path):
     assert len({cell["id"] for cell in cells}) == len(cells)
     assert all(re.fullmatch(r"[a-z][a-z0-9-]*", cell["id"]) for cell in cells)
     assert max(len("".join(cell["source"]).splitlines()) for cell in code) <= 30
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_notebook_takes_from_the_library_is_there(path):
+    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    tree = ast.parse("\n".join(line for cell in cells for line in cell.splitlines() if not line.startswith("%")))
+    modules = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("sgpo_lib"):
+            for name in node.names:
+                taken = _taken(node.module, name.name)
+                if isinstance(taken, ModuleType):
+                    modules[name.asname or name.name] = taken
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            assert module is None or hasattr(module, node.attr), f"{module.__name__} has no {node.attr}"
+
+
+def _taken(module: str, name: str):
+    """What `from module import name` gives."""
+    room = importlib.import_module(module)
+    return getattr(room, name) if hasattr(room, name) else importlib.import_module(f"{module}.{name}")
 
 
 def test_the_light_half_of_the_library_imports_neither_torch_nor_transformers():

@@ -237,6 +237,27 @@ def solved_followers(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def trainings(study: Study) -> pd.DataFrame:
+    """Collect what each round of a study was trained with: methods that differ here differ by more than their loss.
+
+    Returns
+    -------
+    DataFrame, a row per variant, seed and round: `n_rows`, the optimiser's `n_steps`, and `lr_sum`, the learning rates
+    of these added up.
+    """
+    rows = []
+    for variant in study.variants:
+        for seed in study.seeds:
+            run = study.run(variant, seed)
+            for t in run.rounds:
+                metrics = run.step("leader", t).record()["metrics"]
+                rows.append(
+                    {"group": variant.group, "variant": study.label(variant), "seed": seed, "round": t}
+                    | {name: metrics[name] for name in ("n_rows", "n_steps", "lr_sum")}
+                )
+    return pd.DataFrame(rows)
+
+
 def approximations(
     margins: np.ndarray, radius: float, pieces: tuple[int, ...], group_sizes: tuple[int, ...]
 ) -> pd.DataFrame:

@@ -129,7 +129,7 @@ def training_metrics(log: pd.DataFrame) -> dict[str, float]:
 
 
 class _LearningRates(TrainerCallback):
-    """Notes the learning rate that each step of the optimiser has; TRL's log shows the next step's."""
+    """Notes the learning rate of every step of the optimiser, of which the log has one in `logging_steps`."""
 
     def __init__(self):
         self.of_steps: list[float] = []
@@ -141,7 +141,6 @@ class _LearningRates(TrainerCallback):
 def _log(history: list[dict], learning_rates: list[float]) -> pd.DataFrame:
     log = pd.DataFrame([entry for entry in history if "loss" in entry])
     log = log.drop(columns=[name for name in log if name.startswith("total")])
-    log["learning_rate"] = [learning_rates[step - 1] for step in log["step"]]
     held_out = pd.DataFrame([entry for entry in history if "eval_loss" in entry])
     if len(held_out):
         held_out = held_out[["step", *(name for name in held_out if name.startswith("eval_"))]]

@@ -1,5 +1,6 @@
 """What each leader mode trains on, against the formulas of the notebook's table, and radius 0 against plain DPO."""
 
+import re
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
@@ -205,13 +206,13 @@ def policy(tiny_model) -> Policy:
     return Policy.load(ModelParams(name_or_path=str(tiny_model), dtype="float32", device="cpu", lora=lora))
 
 
-def pairs_of(policy: Policy) -> pd.DataFrame:
-    """Eight pairs of random tokens, with references that put their margins anywhere."""
+def pairs_of(policy: Policy, n: int = 8) -> pd.DataFrame:
+    """Pairs of random tokens, with references that put their margins anywhere."""
     rng = np.random.default_rng(3)
-    ids = [[rng.integers(2, 500, size).tolist() for _ in range(8)] for size in (12, 6, 4)]
+    ids = [[rng.integers(2, 500, size).tolist() for _ in range(n)] for size in (12, 6, 4)]
     pairs = rescore(policy, pd.DataFrame(dict(zip(["prompt_ids", "chosen_ids", "rejected_ids"], ids, strict=True))))
     for side in ("chosen", "rejected"):
-        pairs[f"{side}_reference_log_prob"] = pairs[f"{side}_log_prob"] + rng.normal(0, 10, 8)
+        pairs[f"{side}_reference_log_prob"] = pairs[f"{side}_log_prob"] + rng.normal(0, 10, n)
     return pairs
 
 
@@ -247,6 +248,19 @@ def test_spas_threshold_is_between_the_sixth_and_the_seventh_lowest_of_the_last_
     assert threshold(remembered) == 5.5
 
 
+def test_spa_smooths_the_six_least_confident_of_the_fifty_that_it_has_seen(policy):
+    params = leader("spa", num_train_epochs=2, per_device_train_batch_size=50)
+    rows = training_rows(pairs_of(policy, 50), None, params)
+    rows["ref_chosen_logps"] -= 60  # no margin is below 0, the threshold before there are fifty
+    log = train(policy, rows, params, BETA, 0, objective(params))
+    margins = margins_of(rows)
+    lowest = np.sort(margins)[:6]
+    assert lowest[0] > 0
+    assert log["loss"].iloc[0] == pytest.approx(loss(margins).mean(), rel=1e-4)
+    assert log["loss"].iloc[1] == pytest.approx((loss(margins).sum() + 0.1 * lowest.sum()) / 50, rel=1e-4)
+    assert log["noisy"].iloc[1] == pytest.approx(6 / 50)
+
+
 METHODS_OF_ROUNDS = [name for name in METHODS if name != "dpo"]
 
 
@@ -278,6 +292,23 @@ def test_every_method_trains_the_same_rows_in_the_same_steps_and_order(policy, m
     assert trained(method) == trained("self-dpo")
 
 
+@pytest.mark.parametrize("mode", ["transport", "envelope"])
+def test_at_radius_0_the_adapter_is_that_of_plain_self_annotation_bit_for_bit(policy, mode):
+    pairs = with_margins(with_implicit_rewards_of(pairs_of(policy)))
+
+    def trained(mode, radius):
+        params = leader(mode, learning_rate=1e-2, per_device_train_batch_size=3)
+        rows = training_rows(pairs, table(follower.worst_case(pairs["margin"], radius)), params)
+        train(fresh(policy), rows, params, BETA, 0)
+        adapter = {name: w.detach().numpy().tobytes() for name, w in policy.model.named_parameters() if "lora_" in name}
+        return rows[[name for name in rows if not name.startswith("loss_")]], adapter
+
+    (rows, adapter), (plain_rows, plain_adapter) = trained(mode, 0.0), trained("dpo", 0.0)
+    pd.testing.assert_frame_equal(rows, plain_rows)
+    assert adapter == plain_adapter
+    assert trained(mode, 0.3)[1] != plain_adapter
+
+
 def with_implicit_rewards_of(pairs: pd.DataFrame) -> pd.DataFrame:
     for side in ("chosen", "rejected"):
         pairs[f"{side}_implicit_reward"] = BETA * (pairs[f"{side}_log_prob"] - pairs[f"{side}_reference_log_prob"])
@@ -293,10 +324,25 @@ def fresh(policy: Policy) -> Policy:
     return policy
 
 
-@pytest.mark.parametrize("file", ["smollm2-135m", "gemma3-270m", "labelled-pairs", "study"])
-def test_no_shipped_training_of_a_few_steps_begins_with_a_warm_up(file):
+class FirstStepOnly(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = True
+
+
+# The paper's have hundreds of steps and its authors' recipe's warm-up.
+SHORT_TRAININGS = [path.stem for path in sorted(ROOT.glob("params/*.yaml")) if not re.match("mistral|llama", path.stem)]
+
+
+@pytest.mark.parametrize("section", ["seed_dpo", "leader"])
+@pytest.mark.parametrize("file", SHORT_TRAININGS)
+def test_the_first_step_of_a_shipped_short_training_has_the_whole_learning_rate(policy, file, section):
     params = load_params(ROOT / f"params/{file}.yaml")
-    assert params.leader.warmup_steps == params.seed_dpo.warmup_steps == 0
+    training = getattr(params, section)
+    n_pairs = params.data.n_seed if section == "seed_dpo" else params.data.n_prompts[0]
+    rows = training_rows(pairs_of(policy, n_pairs), None, leader("dpo"))
+    log = train(policy, rows, training, BETA, 0, callbacks=[FirstStepOnly()])
+    assert log["learning_rate"].tolist() == [training.learning_rate]
+    assert all(weight.any() for name, weight in policy.model.named_parameters() if "lora_B" in name)  # born 0
 
 
 def test_a_warm_up_that_wastes_a_step_of_a_short_training_is_warned_of(policy):
