@@ -245,11 +245,6 @@ def rescore(policy: Policy, pairs: pd.DataFrame, beta: float | None = None) -> p
     return with_margins(pairs)
 
 
-def join(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    """Put the pairs of several rounds into one table, in the order given."""
-    return pd.concat(parts, ignore_index=True)
-
-
 def audit(pairs: pd.DataFrame) -> dict[str, float]:
     """Count the pairs, and say how large their margins are and, where gold is known, how often they are right."""
     margins = pairs["margin"]

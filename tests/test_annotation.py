@@ -147,13 +147,6 @@ def test_audit_counts_and_averages():
     assert annotation.audit(pairs[["margin"]]) == expected
 
 
-def test_joined_rounds_keep_their_order_and_all_rows():
-    parts = [table([[("a", 0.0), ("b", 1.0)]]), table([[("c", 0.0), ("d", 1.0)]] * 2)]
-    joined = annotation.join(parts)
-    assert joined["response"].tolist() == ["a", "b", "c", "d", "c", "d"]
-    assert joined.index.tolist() == list(range(6))
-
-
 # --- with a model
 
 GENERATION = GenerationParams(temperature=1.0, max_new_tokens=8, max_prompt_length=64, batch_size=8)

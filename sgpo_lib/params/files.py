@@ -1,18 +1,18 @@
 """Params files: YAML, what they extend, methods and overrides laid over them, and errors that name key and line."""
 
 import difflib
+import functools
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
-from pydantic_core import PydanticUndefined
+from pydantic import ValidationError
 
 from sgpo_lib.params import strict_yaml
 from sgpo_lib.params.methods import METHODS
 from sgpo_lib.params.schema import Params, flatten
-from sgpo_lib.params.section import UNPRINTABLE, Section
+from sgpo_lib.params.section import UNPRINTABLE
+
+_PLACE = ("name", "root")  # where the file lies says what they are
 
 
 def as_overrides(overrides: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -64,25 +64,19 @@ def load_params(
     overrides = as_overrides(overrides)
     for key, value in (preset | overrides).items():
         _set(values, key, value)
-    problems = _unknown_keys(values, [Params]) + contradicted
+    problems = [_unknown(key) for key in values if key in _PLACE] + contradicted
     if not problems:
         try:
             return Params(**{**values, "name": path.stem, "root": root})
         except ValidationError as error:
-            problems = [_explain(item, files, preset | overrides) for item in error.errors()]
+            problems = _problems(error, files, preset | overrides)
     listing = "\n  ".join(problems).encode(errors="backslashreplace").decode()
     raise ValueError(f"{path}{' with overrides' if overrides else ''} cannot be used:\n  {listing}")
 
 
 def default_of(key: str) -> Any:
     """Return what a dotted key is where nobody sets it; None also where it has to be set, or there is no such key."""
-    sections, value = [Params], None
-    for name in key.split("."):
-        field = next((section.model_fields[name] for section in sections if name in section.model_fields), None)
-        if field is None:
-            return None
-        sections, value = _section_types(field.annotation), field.default
-    return None if value is PydanticUndefined else value
+    return _known().get(key)
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[Path]]:
@@ -137,54 +131,51 @@ def _set(values: dict, key: str, value: Any) -> None:
     values[last] = value
 
 
-def _section_types(annotation: Any) -> list[type[Section]]:
-    if get_origin(annotation) in (Union, type(int | str)):
-        return [kind for part in get_args(annotation) for kind in _section_types(part)]
-    return [annotation] if isinstance(annotation, type) and issubclass(annotation, Section) else []
+@functools.cache
+def _known() -> dict[str, Any]:
+    """Every dotted key that a params file may have, over all alternatives of a section, with its default."""
+    schema = Params.model_json_schema()
+
+    def keys_of(part: dict, prefix: str) -> dict[str, Any]:
+        part = schema["$defs"][part["$ref"].rpartition("/")[2]] if "$ref" in part else part
+        found = {}
+        for alternative in part.get("anyOf", []):
+            found = keys_of(alternative, prefix) | found
+        for name, inner in part.get("properties", {}).items():
+            found |= {f"{prefix}{name}": inner.get("default")} | keys_of(inner, f"{prefix}{name}.")
+        return found
+
+    known = keys_of(schema, "")
+    return {key: default for key, default in known.items() if key not in _PLACE}
 
 
-def _fields(sections: list[type[Section]]) -> dict[str, list[type[Section]]]:
-    """Name -> the sections its value may be, over all alternatives of a section."""
-    fields: dict[str, list[type[Section]]] = {}
-    for section in sections:
-        for name, field in section.model_fields.items():
-            fields.setdefault(name, []).extend(_section_types(field.annotation))
-    if Params in sections:
-        del fields["name"], fields["root"]
-    return fields
+def _problems(error: ValidationError, files: list[Path], overridden: dict[str, Any]) -> list[str]:
+    """Say what is wrong with each key; while there are unknown ones, with these alone."""
+    unknown = [_dotted(item) for item in error.errors() if item["type"] == "extra_forbidden"]
+    unknown = [key for key in dict.fromkeys(unknown) if key not in _known()]
+    return [_unknown(key) for key in unknown] or [_explain(item, files, overridden) for item in error.errors()]
 
 
-def _keys(sections: list[type[Section]], prefix: str = "") -> list[str]:
-    keys = []
-    for name, inner in _fields(sections).items():
-        keys += [f"{prefix}{name}", *_keys(inner, f"{prefix}{name}.")]
-    return keys
+def _unknown(key: str) -> str:
+    section = key.rpartition(".")[0]
+    beside = [known for known in _known() if known.rpartition(".")[0] == section]
+    near = difflib.get_close_matches(key, beside, 1, 0.5) or difflib.get_close_matches(key, _known(), 1, 0.3)
+    return f"'{key}' is not a parameter" + (f"; did you mean '{near[0]}'?" if near else ".")
 
 
-def _unknown_keys(values: dict, sections: list[type[Section]], prefix: str = "") -> list[str]:
-    fields = _fields(sections)
-    problems = []
-    for key, value in values.items():
-        dotted = f"{prefix}{key}"
-        if key in fields:
-            if isinstance(value, dict) and fields[key]:
-                problems += _unknown_keys(value, fields[key], f"{dotted}.")
-            continue
-        near = difflib.get_close_matches(dotted, [f"{prefix}{name}" for name in fields], 1, 0.5)
-        near = near or difflib.get_close_matches(dotted, _keys([Params]), 1, 0.3)
-        problems.append(f"'{dotted}' is not a parameter" + (f"; did you mean '{near[0]}'?" if near else "."))
-    return problems
+def _dotted(error: dict) -> str:
+    """The key that an error is about, without the names of the types that pydantic tried."""
+    names = [str(part) for part in error["loc"] if not (isinstance(part, str) and part[:1].isupper())]
+    return ".".join(name for name in names if "[" not in name and name != "constrained-float")
 
 
 def _explain(error: dict, files: list[Path], overridden: dict[str, Any]) -> str:
-    names = [str(part) for part in error["loc"] if not (isinstance(part, str) and part[:1].isupper())]
-    keys = [name for name in names if "[" not in name and name != "constrained-float"]
-    where, message = ".".join(keys), error["msg"].removeprefix("Value error, ")
+    where, message = _dotted(error), error["msg"].removeprefix("Value error, ")
     if not where:  # a rule about several parameters names them itself
         return f"{message}."
     if error["type"] == "missing":
         return f"'{where}' is missing."
-    place = "" if any(f"{where}.".startswith(f"{key}.") for key in overridden) else _place(keys, files)
+    place = "" if any(f"{where}.".startswith(f"{key}.") for key in overridden) else _place(where.split("."), files)
     return f"'{where}' is {error['input']!r}: {message[0].lower()}{message[1:]}{place}."
 
 
