@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import write_tiny_params
 from small_mt_bench import write_package
+from small_params import write_tiny_params
 
 from sgpo_lib import annotation, data
 from sgpo_lib.policy import Policy

@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import write_tiny_params
 from processes import on_processes
+from small_params import write_tiny_params
 
 from sgpo_lib import follower
 from sgpo_lib.runs import STEPS, Run

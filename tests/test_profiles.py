@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import write_tiny_params
+from small_params import write_tiny_params
 from snakemake.cli import get_argument_parser
 
 REPOSITORY = Path(__file__).parent.parent
