@@ -51,7 +51,7 @@ class Judge:
 
 def test_the_second_turn_is_asked_after_the_first_ones_answer(bench, policy, monkeypatch):
     asked = []
-    generate = mt_bench.generate
+    generate = mt_bench.questions.generate
 
     def recording(policy, prompts, *arguments, **options):
         asked.extend([list(prompt) for prompt in prompts])
