@@ -3,6 +3,8 @@
 import csv
 from pathlib import Path
 
+from sgpo_lib.runs.store import replacing
+
 COLUMNS = ("statement", "measured", "bound", "cases", "holds", "remark")
 
 
@@ -27,15 +29,11 @@ def to_markdown(rows) -> str:
 
 def write_constants(rows, folder: str | Path) -> list[Path]:
     """Write regret_constants.csv and regret_constants.md into the folder, each whole or not at all."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "regret_constants.csv", folder / "regret_constants.md"]
-    temporary = [path.with_name(f".{path.name}.tmp") for path in paths]
-    with temporary[0].open("w", newline="", encoding="utf-8") as file:
+    paths = [Path(folder, name) for name in ("regret_constants.csv", "regret_constants.md")]
+    with replacing(paths[0]) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    temporary[1].write_text(to_markdown(rows), encoding="utf-8")
-    for source, path in zip(temporary, paths, strict=True):
-        source.replace(path)
+    with replacing(paths[1]) as temporary:
+        temporary.write_text(to_markdown(rows), encoding="utf-8")
     return paths

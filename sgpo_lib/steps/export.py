@@ -6,7 +6,6 @@ The run is read and never changed.
 """
 
 import argparse
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from sgpo_lib.params.files import as_overrides
 from sgpo_lib.policy.export import merge, push_to_hub, refuse_filled
 from sgpo_lib.runs.step import Run, Step
-from sgpo_lib.runs.store import remove
+from sgpo_lib.runs.store import replacing
 from sgpo_lib.steps.card import model_card
 
 
@@ -47,18 +46,13 @@ def export(
     step.check()
     policy = step.load("policy")
     is_adapter = (policy / "adapter_config.json").exists()
-    into.parent.mkdir(parents=True, exist_ok=True)
-    temporary = into.absolute().with_name(f".{into.absolute().name}.{os.getpid()}.tmp")
-    try:
+    with replacing(into.absolute()) as temporary:
         if merged and is_adapter:
             merge(policy, temporary)
         else:
             shutil.copytree(policy, temporary)
         card = model_card(step, merged or not is_adapter, place, overrides or {})
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        os.replace(temporary, into)
-    finally:
-        remove(temporary)
 
 
 def main() -> None:
