@@ -204,12 +204,9 @@ class WeightedDPOTrainer(KnownReferencesTrainer):
         pairs = pairs_in(inputs)
         if pairs is None:
             return None
-        # In a block of its own: without gradients it would leave autocast copies of the weights that have none.
-        with self.accelerator.autocast():
-            can_be_packed = self._can_be_packed(model, *pairs)
-        if not can_be_packed:
-            return None
-        with self.accelerator.autocast():
+        with self.accelerator.autocast():  # also around what is not the model's: masks and tolerances have its type
+            if not self._can_be_packed(model, *pairs):
+                return None
             log_probs = packed_log_probs(model, pack(*pairs).to(inputs["input_ids"].device))
         return log_probs.view(-1, 2).T.flatten()
 
