@@ -22,6 +22,7 @@ from trl import DPOConfig, DPOTrainer
 
 from sgpo_lib import annotation, data, leader
 from sgpo_lib.leader import LOSS_COLUMNS, KnownReferencesTrainer, WeightedDPOTrainer
+from sgpo_lib.leader.training import drop_trl_reference, plain_attention_on_cpu
 from sgpo_lib.params import LeaderParams, load_params
 from sgpo_lib.policy import Policy
 
@@ -61,7 +62,7 @@ def step_seconds(policy: Policy, rows: pd.DataFrame, training: LeaderParams, bet
     else:
         data = Dataset.from_pandas(rows[columns], preserve_index=False)
     clock = Clock()
-    with tempfile.TemporaryDirectory() as scratch, leader.plain_attention_on_cpu(policy):
+    with tempfile.TemporaryDirectory() as scratch, plain_attention_on_cpu(policy):
         config = DPOConfig(
             output_dir=scratch,
             beta=beta,
@@ -81,7 +82,7 @@ def step_seconds(policy: Policy, rows: pd.DataFrame, training: LeaderParams, bet
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    leader.drop_trl_reference(policy)
+    drop_trl_reference(policy)
     return clock.seconds[1:]
 
 

@@ -35,6 +35,10 @@ _PACKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.15}
 
 
+class PackingError(RuntimeError):
+    """A model's packed log-probabilities are not its plain ones."""
+
+
 @dataclass(frozen=True)
 class PackedRows:
     """B prompts with all their answers, N answer tokens in total, a row of L tokens per prompt, padded on the right.
@@ -234,7 +238,7 @@ def check_packed(
 
     Raises
     ------
-    RuntimeError : if they differ by more than rounding explains: the model does not honour mask or positions.
+    PackingError : if they differ by more than rounding explains: the model does not honour mask or positions.
     """
     device = _causal_lm(model).device
     alone = [(prompt, answer) for prompt, own in zip(prompts, answers, strict=True) for answer in own]
@@ -254,7 +258,7 @@ def check_packed(
     tolerance = _TOLERANCE[_compute_dtype(model, device)]
     if not error <= tolerance:  # nor does NaN pass
         worst = int((packed - plain).abs().argmax())
-        raise RuntimeError(
+        raise PackingError(
             f"{type(_causal_lm(model)).__name__} cannot be packed: its packed log-probabilities are off by {error:.3g} "
             f"nats per square root of tokens (tolerance {tolerance:g}). Answer {worst} of {len(alone)} has "
             f"{packed[worst]:.6g} in its packed row and {plain[worst]:.6g} alone. The model does not honour the mask "

@@ -26,6 +26,8 @@ from sgpo_lib.leader.known_references import (
     datasets_of,
 )
 from sgpo_lib.leader.losses import weighted_logistic
+from sgpo_lib.leader.packed_batches import PackingCheck, pairs_in
+from sgpo_lib.leader.packing import pack, packed_log_probs
 
 _ROUNDING = 1e-6  # by which a sum of fractions may exceed 1
 
@@ -137,6 +139,7 @@ class WeightedDPOTrainer(KnownReferencesTrainer):
         add_fused_lm_head(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
         # Without its GPU kernel the fused head takes more than half of a step; a CPU has room for the logits.
         self._uses_fused_head = self.accelerator.device.type != "cpu"
+        self._can_be_packed = PackingCheck()
         self.data_collator = _LossColumnsCollator(self.data_collator)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
@@ -173,6 +176,11 @@ class WeightedDPOTrainer(KnownReferencesTrainer):
 
         And the router loss of a mixture of experts, a scalar, where TRL would train on it.
         """
+        # A router balances what the tokens of a padded batch take, and a shared prompt would count once.
+        if not self._uses_fused_head and not self.aux_loss_enabled:
+            packed = self._packed_log_probs(model, inputs)
+            if packed is not None:
+                return packed, None
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         batch = _model_inputs(inputs)
         if self.aux_loss_enabled:
@@ -190,6 +198,17 @@ class WeightedDPOTrainer(KnownReferencesTrainer):
             losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
             log_probs = -losses.view(targets.shape).sum(dim=1)
         return log_probs, outputs.aux_loss if self.aux_loss_enabled else None
+
+    def _packed_log_probs(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor | None:
+        """Return the same log-probabilities with each prompt computed once, or None where it cannot be shared."""
+        pairs = pairs_in(inputs)
+        if pairs is None:
+            return None
+        with self.accelerator.autocast():  # also around what is not the model's: masks and tolerances have its type
+            if not self._can_be_packed(model, *pairs):
+                return None
+            log_probs = packed_log_probs(model, pack(*pairs).to(inputs["input_ids"].device))
+        return log_probs.view(-1, 2).T.flatten()
 
     def _compute_loss(self, model, inputs, return_outputs):
         log_probs, router_loss = self._log_probs(model, inputs)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from datasets import Dataset
 from peft import PeftModel
+from peft.helpers import disable_input_dtype_casting
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -80,6 +81,8 @@ def train(
         tempfile.TemporaryDirectory() as scratch,
         warnings.catch_warnings(),
         plain_attention_on_cpu(policy),
+        # Under autocast products choose their type; PEFT would widen every input to the adapter's before, for nothing.
+        disable_input_dtype_casting(policy.model, active=policy.computes_in_bfloat16),
         _trackers_writing_to(log_folder),
     ):
         warnings.simplefilter("ignore", FutureWarning)  # arguments that transformers is about to rename

@@ -13,6 +13,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from sgpo_lib.leader import LOSS_COLUMNS, KnownReferencesTrainer, WeightedDPOTrainer
 from sgpo_lib.leader.losses import dr_dpo_loss
+from sgpo_lib.leader.packed_batches import pairs_in
+from sgpo_lib.leader.packing import PackingError, pack
 from sgpo_lib.leader.trainer import _HONOURED_OPTIONS
 
 BOTH = pytest.mark.parametrize("kind", [KnownReferencesTrainer, WeightedDPOTrainer])
@@ -291,3 +293,70 @@ def test_known_references_and_a_reference_model_are_refused(kind, tiny_model, tm
             args=DPOConfig(str(tmp_path), use_cpu=True, bf16=False),
             train_dataset=Dataset.from_list(_with_references(TEXTS)),
         )
+
+
+def _packed_and_padded(monkeypatch, *args, **kwargs) -> list[list[float]]:
+    """Losses with prompts shared and without, and proof that the first were."""
+    calls = []
+    monkeypatch.setattr("sgpo_lib.leader.trainer.pack", lambda *rows: calls.append(rows) or pack(*rows))
+    packed = _losses(*args, **kwargs)
+    assert calls
+    monkeypatch.setattr("sgpo_lib.leader.trainer.pairs_in", lambda batch: None)
+    n_calls = len(calls)
+    padded = _losses(*args, **kwargs)
+    assert len(calls) == n_calls
+    return [packed, padded]
+
+
+@pytest.mark.parametrize("batch_loss", [None, lambda margins: dr_dpo_loss(margins, 1.0)], ids=["weighted", "dr-dpo"])
+def test_packed_batches_have_the_losses_of_padded_ones(batch_loss, tiny_model, tmp_path, monkeypatch):
+    packed, padded = _packed_and_padded(
+        monkeypatch, WeightedDPOTrainer, tiny_model, TEXTS, tmp_path, batch_loss=batch_loss, max_steps=6
+    )
+    np.testing.assert_allclose(packed, padded, rtol=1e-4)
+    assert len(set(packed)) > 1
+
+
+def test_a_model_that_does_not_honour_packed_rows_is_trained_on_padded_ones_and_says_so_once(
+    tiny_model, tmp_path, monkeypatch
+):
+    def fails(*_):
+        raise PackingError("its packed log-probabilities are off by 4")
+
+    monkeypatch.setattr("sgpo_lib.leader.trainer.pairs_in", lambda batch: None)
+    padded = _losses(WeightedDPOTrainer, tiny_model, TEXTS, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr("sgpo_lib.leader.packed_batches.check_packed", fails)
+    with pytest.warns(UserWarning, match="off by 4") as warned:
+        assert _losses(WeightedDPOTrainer, tiny_model, TEXTS, tmp_path) == padded
+    assert sum("off by 4" in str(warning.message) for warning in warned) == 1
+
+
+def test_autocast_weights_of_the_check_do_not_keep_gradients_from_the_step(tiny_model, tmp_path):
+    config = DPOConfig(str(tmp_path), bf16=True, use_cpu=True, report_to="none", per_device_train_batch_size=3)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    made = WeightedDPOTrainer(
+        model=model, args=config, train_dataset=Dataset.from_list(TEXTS), processing_class=tokenizer
+    )
+    batch = made._prepare_inputs(next(iter(made.get_train_dataloader())))
+    made.compute_loss(made.model, batch).backward()
+    assert not [name for name, weight in made.model.named_parameters() if weight.grad is None]
+
+
+def test_pairs_of_two_prompts_or_of_none_are_not_packed():
+    def batch(*rows):
+        ids, masks, of_answer = zip(*rows, strict=True)
+        columns = {"input_ids": ids, "attention_mask": masks, "completion_mask": of_answer}
+        return {name: torch.tensor(values) for name, values in columns.items()}
+
+    chosen = ([5, 6, 7, 8], [1, 1, 1, 1], [0, 0, 1, 1])
+    rejected = ([5, 6, 9, 0], [1, 1, 1, 0], [0, 0, 1, 0])
+    assert pairs_in(batch(chosen, rejected)) == ([[5, 6]], [[[7, 8], [9]]])
+    for other in (
+        ([5, 4, 9, 0], [1, 1, 1, 0], [0, 0, 1, 0]),  # another prompt
+        ([9, 9, 9, 0], [1, 1, 1, 0], [1, 1, 1, 0]),  # no prompt
+        ([5, 6, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]),  # no answer
+        ([5, 6, 9, 6], [1, 1, 1, 1], [0, 0, 1, 0]),  # an answer that does not end the text
+    ):
+        assert pairs_in(batch(chosen, other)) is None

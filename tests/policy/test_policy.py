@@ -17,6 +17,7 @@ from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sgpo_lib.data.builtin_prompts import builtin_prompts
+from sgpo_lib.leader.packing import pack
 from sgpo_lib.params import LoraParams, ModelParams
 from sgpo_lib.policy import Policy, choose_device, embed, generate, loading, merge, scoring, sequence_log_probs
 
@@ -244,6 +245,43 @@ def test_scoring_leaves_the_weights_as_they_were_and_trainable(tiny_model):
         after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items()
     )
     policy.model(torch.tensor([[1, 2, 3]])).logits.sum().backward()
+
+
+@pytest.fixture
+def ragged(trained):
+    """Prompts with one to five answers of different lengths each, in no order, and their scores one by one."""
+    rng = np.random.default_rng(0)
+    prompts = trained.encode_prompts(PROMPTS)
+    ids = [
+        (prompt, rng.integers(2, 600, rng.integers(1, 12)).tolist())
+        for i, prompt in enumerate(prompts)
+        for _ in range(i % 5 + 1)
+    ]
+    ids = [ids[i] for i in rng.permutation(len(ids))]
+    return *zip(*ids, strict=True), [by_hand(trained.model, *one) for one in ids]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_answers_that_share_their_prompts_computation_have_their_scores_alone(trained, ragged, batch_size, monkeypatch):
+    packs = []
+    monkeypatch.setattr("sgpo_lib.policy.scoring.pack", lambda *rows: packs.append(rows) or pack(*rows))
+    *ids, expected = ragged
+    np.testing.assert_allclose(sequence_log_probs(trained, *ids, batch_size=batch_size), expected, rtol=1e-5)
+    assert bool(packs) == (batch_size > 1)
+    assert all(sum(map(len, answers)) <= batch_size for _, answers in packs)
+
+
+def test_a_model_that_cannot_be_packed_is_scored_with_a_word_of_warning(trained, ragged, monkeypatch):
+    *ids, expected = ragged
+    monkeypatch.setattr("sgpo_lib.leader.packed_batches.why_not_packed", lambda *_: "its layers are recurrent")
+    with pytest.warns(UserWarning, match="its layers are recurrent"):
+        scores = sequence_log_probs(trained, *ids)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_an_answer_without_a_token_has_log_probability_0(trained):
+    assert sequence_log_probs(trained, [[3, 4]] * 3, [[], [5, 6], [7]])[0] == 0
+    assert sequence_log_probs(trained, [[3, 4]], [[]]).tolist() == [0]
 
 
 def test_scoring_nothing_gives_nothing(sft):
