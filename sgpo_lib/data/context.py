@@ -6,12 +6,8 @@ from sgpo_lib.data.prompts import LONE_SURROGATE, as_user
 
 # What Alpaca's rows keep beside the instruction; joined to the prompt as LLaMA-Factory documents the format.
 CONTEXT = {"input", "system", "history"}
-
-
 # What other formats call a part of the prompt: which one, only who made the data knows.
 AMBIGUOUS = ("context", "system_prompt", "query", "conversation", "conversations", "dialogue")
-
-
 TURN = re.compile(r"\n\n(Human|Assistant):")
 
 

@@ -16,11 +16,7 @@ from sgpo_lib.data.context import CONTEXT, transcript, with_context
 from sgpo_lib.data.prompts import LONE_SURROGATE, with_ids
 
 ROLES = ("system", "user", "assistant")
-
-
 PROBLEMS_SHOWN = 20
-
-
 # Columns that later steps add to the pairs; of these names, a user's own would be taken for theirs.
 RESERVED = re.compile(
     "flipped|margin|agrees_with_gold|prompt_ids|ref_(chosen|rejected)_logps|loss_(weight|slope|moved|displacement)|"

@@ -15,11 +15,7 @@ from sgpo_lib.data.formats import to_frame
 from sgpo_lib.data.prompts import as_user, with_ids
 
 COMMIT = re.compile("[0-9a-f]{40}")
-
-
 FILE_TYPES = (".jsonl", ".json", ".parquet")
-
-
 SOURCES = "'builtin', an existing .jsonl, .json or .parquet file, or the id of a hub dataset (owner/name)"
 
 

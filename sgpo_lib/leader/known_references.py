@@ -17,11 +17,7 @@ from trl.trainer import dpo_trainer
 from trl.trainer.utils import hash_module
 
 FINITE = (-math.inf, math.inf)
-
-
 _TOKENS = {"prompt_ids", "chosen_ids", "rejected_ids"}
-
-
 REFERENCES = {"ref_chosen_logps", "ref_rejected_logps"}
 
 

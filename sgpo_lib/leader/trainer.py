@@ -30,18 +30,10 @@ from sgpo_lib.leader.packed_batches import PackingCheck, pairs_in
 from sgpo_lib.leader.packing import pack, packed_log_probs
 
 _ROUNDING = 1e-6  # by which a sum of fractions may exceed 1
-
-
 # Column of the loss: its value where a dataset lacks it.
 _DEFAULTS = {"loss_weight": 1.0, "loss_slope": 0.0, "loss_moved": 0.0, "loss_displacement": 0.0}
-
-
 LOSS_COLUMNS = tuple(_DEFAULTS)
-
-
 _NOT_FOR_THE_MODEL = {"completion_mask", *REFERENCES, *LOSS_COLUMNS}
-
-
 # Of the options that DPOConfig adds to transformers' own; any other, also one that a later TRL adds, must be left as
 # it is, because the loss here would ignore it.
 _HONOURED_OPTIONS = {

@@ -28,8 +28,6 @@ if TYPE_CHECKING:  # the room below knows no params files and does not load poli
 
 
 _NEEDED = ["prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps"]
-
-
 _SHORT_TRAINING = 50  # steps; in a longer one a first step without effect costs nothing that matters
 
 

@@ -2,9 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import (
-    Field,
-)
+from pydantic import Field
 
 from sgpo_lib.params.section import Count, Positive, Section
 
@@ -22,8 +20,6 @@ SCHEDULERS = (
 
 # Of the names in transformers, those that need neither further arguments nor, but for bitsandbytes, a package.
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
-
-
 BITSANDBYTES_OPTIMIZERS = (
     "adamw_8bit",
     "adamw_bnb_8bit",

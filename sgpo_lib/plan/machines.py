@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 
 GIB = 2**30
-
-
 USABLE = 0.9  # of a GPU's memory: CUDA itself and fragmentation take the rest
 
 

@@ -4,9 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import (
-    AutoTokenizer,
-)
+from transformers import AutoTokenizer
 
 from sgpo_lib.data import hub
 from sgpo_lib.params.schema import ModelParams

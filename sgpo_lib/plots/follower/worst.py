@@ -10,11 +10,7 @@ from sgpo_lib.follower import WorstCase, logistic_loss
 from sgpo_lib.plots.style import COLORS, new_figure
 
 _MARGIN = "margin ξ (reward units)"
-
-
 _RADIUS = "radius ε (reward units per pair)"
-
-
 _VALUE = "expected loss (nats)"
 
 
