@@ -2,18 +2,16 @@
 
 Each function does one thing that a reader may want to stop after, and leaves its artefact in the step's folder:
 `load_policy`; for the seed `choose_prompts`, `label_seed`, `label_calibration` and `seed_update`, for a round
-`round_update`; then `train` and `finish`. `Talk` asks the policies that came out.
+`round_update`; then `train` and `finish`. `talk` asks the policies that came out.
 
 This room knows the order of things and what each leaves where. What the things are it asks of the rooms below
 (data, annotation, leader); it draws nothing.
 """
 
 from sgpo_lib.steps.seed import choose_prompts, label_calibration, label_seed
-from sgpo_lib.steps.talk import Talk
 from sgpo_lib.steps.update import Update, finish, load_policy, round_update, seed_update, train
 
 __all__ = [
-    "Talk",
     "Update",
     "choose_prompts",
     "finish",
