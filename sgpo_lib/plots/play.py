@@ -38,8 +38,8 @@ def play_the_adversary(margins: np.ndarray, radius: float, tau: float = 0.1, pai
     """Show the follower on a round's margins, solved and drawn anew while a slider is dragged.
 
     The sliders are the radius ε, from next to nothing to where everything has moved; the room τ beyond the extreme
-    margins; and the number of tangents K that stand for the loss. The axes depend on τ and K alone, so that one radius can be
-    held against another. Below stand the pairs that moved last.
+    margins; and the number of tangents K that stand for the loss. The axes depend on τ and K alone, so that one radius
+    can be held against another. Below stand the pairs that moved last.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ MARGINS = np.abs(np.random.default_rng(0).normal(0, 2, 300))
 @pytest.mark.parametrize("support", [None, (0.5, 3.0), (-20.0, 20.0)])
 def test_margins_and_knapsack_are_drawn_at_every_radius(radius, support, tmp_path):
     result = worst_case(MARGINS, radius, support)
-    for draw in (plots.margins_and_worst_case, plots.knapsack, plots.adversary, plots.pull_on_each_pair):
+    for draw in (plots.margins_and_worst_case, plots.knapsack, plots.pull_on_each_pair):
         figure = draw(result)
         figure.savefig(tmp_path / "figure.png")
         assert all(axes.get_title(loc="left") for axes in figure.axes)
