@@ -18,7 +18,7 @@ export MALLOC_TRIM_THRESHOLD_ = 100000000000
 export MALLOC_TOP_PAD_ = 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan reproduce study figures lab-figures test lab site clean
+.PHONY: help setup plan reproduce study figures lab-figures test lab chat site clean
 
 help:  ## show this
 	@echo "make reproduce   the whole pipeline, from seed DPO to figures (PARAMS=$(PARAMS) SEEDS=$(SEEDS))"
@@ -29,6 +29,7 @@ help:  ## show this
 	@echo "make lab-figures simulate the loop a thousand times and draw figures/lab/ (notebook 09; 2 minutes)"
 	@echo "make lab         JupyterLab on the notebooks"
 	@echo "make site        the executed notebooks and docs/ as pages that need no kernel and no network"
+	@echo "make chat        type a prompt: SFT, seed DPO and each round answer side by side, with their rewards and KL"
 	@echo "make setup       only the environment, .venv"
 	@echo "make clean       remove .venv and caches; runs/ and figures/ stay"
 
@@ -80,6 +81,8 @@ lab: .venv/.complete  ## JupyterLab on the notebooks
 
 site: .venv/.complete  ## pages of the run (PARAMS, the first of SEEDS and METHODS) and of docs/, in build/site/html
 	@python site/build.py --params "$$PARAMS" --seed "$${SEEDS%%,*}" --method "$${METHODS%%,*}"
+chat: .venv/.complete  ## ask the policies of a run, side by side (PARAMS, the first of SEEDS and METHODS)
+	@python -m sgpo_lib.steps.talk "$$PARAMS" --seed "$${SEEDS%%,*}" --method "$${METHODS%%,*}"
 
 clean:  ## remove what can be made again in minutes
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .snakemake *.egg-info

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import panels
 from reference import api_reference, params_reference
 
@@ -22,6 +21,8 @@ from sgpo_lib.runs import Run
 ROOT = Path(__file__).resolve().parent.parent
 # What pages link to beside the pages themselves.
 LINKED = ("figures", "params", "benchmarks", "examples", "profiles", "CITATION.cff", "LICENSE", "sgpo_lib")
+# Cells that are panels with sliders in JupyterLab, by id, and what stands on a page for them.
+FLIPBOOKS = {"regret-sliders": panels.one_game, "explore-widget": panels.explore_the_lab}
 EXPLAINED = {  # where each page hangs in the contents
     "Read": ["docs/studies", "docs/regret", "docs/faults", "docs/glossary"],
     "Step": [
@@ -74,6 +75,7 @@ def prepare(notebook: dict, page: str, executed: bool, flipbooks: dict[str, Call
     if not executed:
         note = ":::{note}\nThis notebook was not executed for these pages: run it with `make lab`.\n:::"
         notebook["cells"].insert(1, {"cell_type": "markdown", "id": "not-executed", "metadata": {}, "source": note})
+        flipbooks = {**flipbooks, "panel": panels.play_the_adversary}
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code":
             continue
@@ -117,7 +119,7 @@ def main() -> None:
     shutil.copytree(ROOT / "docs", source / "docs")
     run = Run.open(ROOT / asked.params, asked.seed, asked.method)
     pages = gather_notebooks(
-        run, source / "notebooks", {cell: draw for cell, draw in flipbooks_of(run).items() if cell not in asked.without}
+        run, source / "notebooks", {cell: draw for cell, draw in FLIPBOOKS.items() if cell not in asked.without}
     )
     (source / "docs/params.md").write_text(params_reference())
     (source / "docs/api.md").write_text(api_reference())
@@ -126,19 +128,6 @@ def main() -> None:
     command = [sys.executable, "-m", "sphinx", "--conf-dir", ROOT / "site", "--builder", "html", "--quiet"]
     subprocess.run([*command, "--fail-on-warning", "--keep-going", source, asked.out / "html"], check=True)
     print("pages", asked.out / "html/index.html")
-
-
-def flipbooks_of(run: Run) -> dict[str, Callable[[], str]]:
-    """Return what stands on a page for each cell, by its id, that is a panel with sliders in JupyterLab."""
-    annotation = run.step("annotation", 1)
-    margins = np.random.default_rng(0).normal(0.1, 0.8, 96)  # of no run, where there is none
-    if annotation.record_file.exists():
-        margins = annotation.load("pairs.parquet")["margin"].to_numpy()
-    return {
-        "panel": lambda: panels.play_the_adversary(margins),
-        "regret-sliders": panels.one_game,
-        "explore-widget": panels.explore_the_lab,
-    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The interactive panels of the notebooks as flipbooks, for pages without a kernel."""
+"""The interactive panels of the notebooks, for pages without a kernel."""
 
 from dataclasses import replace
 
@@ -6,31 +6,15 @@ import numpy as np
 
 from sgpo_lib import lab
 from sgpo_lib import regret as toy
-from sgpo_lib.follower import RangeSupport, logistic_loss, tangents, worst_case
+from sgpo_lib.plots import play
 from sgpo_lib.plots.flipbook import flipbook
-from sgpo_lib.plots.follower import adversary
 from sgpo_lib.plots.lab import arms
 from sgpo_lib.plots.regret import one_game as one_game_picture
 
 
-def play_the_adversary(margins: np.ndarray) -> str:
-    """Notebook 03: the follower on a round's margins, by radius and number of tangents."""
-    support = RangeSupport(0.1)(margins)
-    radii = np.geomspace(1e-3, float(np.mean(margins - support[0])), 12)
-
-    def draw(radius, n_pieces):
-        loss = logistic_loss if n_pieces is None else tangents(n_pieces, support)
-        return adversary(worst_case(margins, radius, support, loss))
-
-    return flipbook(
-        draw,
-        "The loss, the margins before and after the adversary, and the adversary's knapsack",
-        "play-the-adversary",
-        **{
-            "radius ε": {f"{radius:.2g}": radius for radius in radii},
-            "tangents K": {"2": 2, "4": 4, "exact loss": None},
-        },
-    )
+def play_the_adversary() -> str:
+    """Notebook 03: the follower on margins that no policy gave; where a run executed it, it has its own."""
+    return play.play_the_adversary(np.random.default_rng(0).normal(0.1, 0.8, 96), 0.05).data
 
 
 def one_game() -> str:

@@ -2,7 +2,7 @@
 
 Each function does one thing that a reader may want to stop after, and leaves its artefact in the step's folder:
 `load_policy`; for the seed `choose_prompts`, `label_seed`, `label_calibration` and `seed_update`, for a round
-`round_update`; then `train` and `finish`.
+`round_update`; then `train` and `finish`. `talk` asks the policies that came out.
 
 This room knows the order of things and what each leaves where. What the things are it asks of the rooms below
 (data, annotation, leader); it draws nothing.

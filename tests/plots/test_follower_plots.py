@@ -2,16 +2,12 @@
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
-import ipywidgets
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from sgpo_lib.follower import ConvexProgram, influence, sgpo_loss, side_by_side, tangents, worst_case, worst_flips
 from sgpo_lib.plots import follower as plots
-from sgpo_lib.plots import widgets
 
 MARGINS = np.abs(np.random.default_rng(0).normal(0, 2, 300))
 
@@ -20,7 +16,7 @@ MARGINS = np.abs(np.random.default_rng(0).normal(0, 2, 300))
 @pytest.mark.parametrize("support", [None, (0.5, 3.0), (-20.0, 20.0)])
 def test_margins_and_knapsack_are_drawn_at_every_radius(radius, support, tmp_path):
     result = worst_case(MARGINS, radius, support)
-    for draw in (plots.margins_and_worst_case, plots.knapsack, plots.adversary, plots.pull_on_each_pair):
+    for draw in (plots.margins_and_worst_case, plots.knapsack, plots.pull_on_each_pair):
         figure = draw(result)
         figure.savefig(tmp_path / "figure.png")
         assert all(axes.get_title(loc="left") for axes in figure.axes)
@@ -156,46 +152,6 @@ def test_a_solver_within_its_tolerance_looks_like_the_exact_one():
     assert (dots[0] != dots[2]).any()
 
 
-@pytest.fixture
-def shown(monkeypatch):
-    """What the panel displays, and the figures that replace its first."""
-    record = SimpleNamespace(objects=[], updates=[])
-
-    def display(shown_object, display_id=False):
-        record.objects.append(shown_object)
-        return SimpleNamespace(update=record.updates.append)
-
-    monkeypatch.setattr(widgets, "display", display)
-    return record
-
-
-def test_the_panel_shows_a_still_figure_and_redraws_it_for_each_slider(shown, tmp_path):
-    widgets.adversary_panel(MARGINS, radius=0.01, tau=0.1)
-    sliders, figure = shown.objects
-    assert isinstance(sliders, ipywidgets.Widget)
-    assert isinstance(figure, Figure)
-    assert "0.01" in figure.axes[2].get_title(loc="left")
-
-    radius, tau, pieces = sliders.children
-    radius.value, tau.value, pieces.value = 0.1, 1.0, 3
-    assert len(shown.updates) == 3
-    shown.updates[-1].savefig(tmp_path / "figure.png")
-    support = (MARGINS.min() - 1, MARGINS.max() + 1)
-    expected = worst_case(MARGINS, 0.1, support, tangents(3, support))
-    assert f"{expected.value:.4g}" in shown.updates[-1].axes[0].get_title(loc="left")
-
-
-@pytest.mark.parametrize(
-    ("margins", "radius", "tau"), [([0.3], 0.0, 0.0), ([0.3, 0.3], 5.0, 0.1), ([0.0, 900.0], 1e-6, 1e4)]
-)
-def test_the_panel_opens_wherever_a_run_may_start(shown, margins, radius, tau):
-    widgets.adversary_panel(np.array(margins), radius, tau)
-    for slider in shown.objects[0].children[:2]:
-        slider.value = 10**slider.min
-        slider.value = 10**slider.max
-    assert len(shown.updates) >= 2
-
-
 def test_follower_figures_do_not_load_torch():
-    check = "import sys, sgpo_lib.plots.widgets; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    check = "import sys, sgpo_lib.plots.play; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)

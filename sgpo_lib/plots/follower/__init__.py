@@ -9,7 +9,6 @@ from sgpo_lib.plots.follower.sweeps import (
     value_against_radius,
 )
 from sgpo_lib.plots.follower.worst import (
-    adversary,
     knapsack,
     labels_of_moved_pairs,
     margins_and_worst_case,
@@ -17,7 +16,6 @@ from sgpo_lib.plots.follower.worst import (
 )
 
 __all__ = [
-    "adversary",
     "flips_against_margin",
     "grouping_cost",
     "influence_against_radius",

@@ -44,22 +44,6 @@ def knapsack(worst_case: WorstCase, span: float = 3.0) -> Figure:
     return figure
 
 
-def adversary(worst_case: WorstCase) -> Figure:
-    """Draw the loss, the margins and the knapsack in one row: the follower at a glance, in margin space."""
-    figure, (left, middle, right) = new_figure(1, 3, width=3.9, height=3.3)
-    if worst_case.loss is not logistic_loss:
-        grid = np.linspace(*worst_case.support, 400)
-        left.plot(grid, logistic_loss(grid), color=COLORS["reference"], lw=1, ls=":", label="logistic loss")
-    _draw_loss(left, worst_case)
-    left.set_xlabel(_MARGIN)
-    _title(left, f"Value {worst_case.value:.4g}, gain {worst_case.value - worst_case.nominal:.3g}")
-    _draw_margins(middle, worst_case, 40, _MARGIN)
-    _title(middle, _mass_to_a(worst_case))
-    _draw_knapsack(right, worst_case, 3.0)
-    _title(right, f"Knapsack of size ε = {worst_case.radius:.3g}")
-    return figure
-
-
 def _draw_loss(axes, worst_case: WorstCase) -> None:
     low, high = worst_case.support
     grid = np.linspace(low, high, 400)
