@@ -40,3 +40,26 @@ def dr_dpo_loss(margins: torch.Tensor, beta: float) -> torch.Tensor:
     """
     losses = -F.logsigmoid(margins)
     return -beta * (torch.logsumexp(-losses / beta, 0) - math.log(losses.numel()))
+
+
+def kl_dpo_loss(margins: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the mean of w l with w = min(10, exp((l - mean l) / temperature)), held fixed: KLDPO.
+
+    Xu et al., NeurIPS 2025, arXiv 2502.01930: the worst case in a Kullback-Leibler ball, the mirror image of Dr. DPO:
+    pairs of high loss count more. Their values are 0.005 and 0.05. As the temperature grows it becomes the DPO loss.
+    """
+    losses = -F.logsigmoid(margins)
+    weights = ((losses - losses.mean()) / temperature).clamp(max=math.log(10)).exp().detach()
+    return (weights * losses).mean()
+
+
+def density_power_loss(margins: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Return the mean of p^(1+g) + (1-p)^(1+g) - (1 + 1/g) p^g + 1/g with p = sigma(margin): Hoelder-DPO.
+
+    The density power divergence (Basu et al., 1998) of the Bradley-Terry model from the labels, both orders of a pair
+    summed over, as in Hoelder-DPO (Fujisawa et al., NeurIPS 2025). A pair far on the wrong side pulls less and less,
+    so that label errors lose their influence; as gamma falls to 0 it becomes the DPO loss, up to a constant 1.
+    """
+    right, wrong = F.logsigmoid(margins), F.logsigmoid(-margins)
+    integral = ((1 + gamma) * right).exp() + ((1 + gamma) * wrong).exp()
+    return (integral - (1 + 1 / gamma) * (gamma * right).exp() + 1 / gamma).mean()

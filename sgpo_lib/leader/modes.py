@@ -17,28 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sgpo_lib.leader import objectives
+from sgpo_lib.leader.objectives import Objective
+
 if TYPE_CHECKING:
     import pandas as pd
-    from trl import DPOTrainer
 
     from sgpo_lib.follower import Support
     from sgpo_lib.params.schema import LeaderParams, Params
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Which trainer lowers which loss.
-
-    Attributes
-    ----------
-    trainer : a subclass of `trl.DPOTrainer`; None for `WeightedDPOTrainer`.
-    arguments : keyword arguments of the trainer.
-    config : options of `trl.DPOConfig`.
-    """
-
-    trainer: "type[DPOTrainer] | None" = None
-    arguments: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
 
 
 def _plain(pairs: "pd.DataFrame", worst: Mapping | None, leader: "LeaderParams") -> dict[str, Any]:
@@ -47,10 +33,6 @@ def _plain(pairs: "pd.DataFrame", worst: Mapping | None, leader: "LeaderParams")
 
 def _none(params: "Params") -> str | None:
     return None
-
-
-def _weighted(leader: "LeaderParams", radius: float, support: "Support | None") -> Objective:
-    return Objective()
 
 
 @dataclass(frozen=True)
@@ -76,7 +58,7 @@ class Mode:
     sets: dict[str, Any] = field(default_factory=dict)
     faces_follower: bool = False
     columns: Callable[["pd.DataFrame", Mapping | None, "LeaderParams"], dict[str, Any]] = _plain
-    objective: Callable[["LeaderParams", float, "Support | None"], Objective] = _weighted
+    objective: Callable[["LeaderParams", float, "Support | None"], Objective] = objectives.weighted
     obstacle: Callable[["Params"], str | None] = _none
 
 
@@ -116,41 +98,6 @@ def _pieces(pairs, worst, leader):
 
 def _smoothed(pairs, worst, leader):
     return {"loss_slope": np.full(len(pairs), leader.label_smoothing)}
-
-
-def _solved_again(leader, radius, support):
-    from functools import partial
-
-    from sgpo_lib.follower import sgpo_loss
-
-    return Objective(arguments={"batch_loss": partial(sgpo_loss, radius=radius, support=support)})
-
-
-def _distrusting_high_losses(leader, radius, support):
-    from functools import partial
-
-    from sgpo_lib.leader.losses import dr_dpo_loss
-
-    return Objective(arguments={"batch_loss": partial(dr_dpo_loss, beta=leader.dr_beta)})
-
-
-def _noise_detecting(leader, radius, support):
-    from sgpo_lib.leader.spa import NoiseDetectingTrainer
-
-    return Objective(NoiseDetectingTrainer, {"label_smoothing": leader.label_smoothing})
-
-
-def _robust(leader, radius, support):
-    from sgpo_lib.leader.known_references import KnownReferencesTrainer
-
-    config = {"loss_type": ["robust"], "label_smoothing": leader.label_smoothing}
-    return Objective(KnownReferencesTrainer, config=config)
-
-
-def _ipo(leader, radius, support):
-    from sgpo_lib.leader.known_references import KnownReferencesTrainer
-
-    return Objective(KnownReferencesTrainer, config={"loss_type": ["ipo"]})
 
 
 MODES: dict[str, Mode] = {
@@ -193,7 +140,7 @@ MODES: dict[str, Mode] = {
         "sgpo",
         {"leader.reference": "initial"},
         faces_follower=True,
-        objective=_solved_again,
+        objective=objectives.solved_again,
     ),
     "dpo": Mode(
         r"\ell(\xi_i)",
@@ -210,25 +157,43 @@ MODES: dict[str, Mode] = {
         r"\ell(\xi_i)+\alpha\,\xi_i\text{ where the label looks wrong}",
         "Spread Preference Annotation (Kim et al., ICLR 2025)",
         "spa",
-        objective=_noise_detecting,
+        objective=objectives.noise_detecting,
     ),
     "robust": Mode(
         r"\frac{(1-\alpha)\,\ell(\xi_i)-\alpha\,\ell(-\xi_i)}{1-2\alpha}",
         "TRL's; label smoothing's unbiased opposite",
         "robust",
-        objective=_robust,
+        objective=objectives.robust,
     ),
     "dr-dpo": Mode(
         r"-\beta'\log\operatorname{mean}e^{-\ell/\beta'}\text{ of the batch}",
         "distrusts pairs of high loss: the follower's opposite",
         "dr-dpo",
-        objective=_distrusting_high_losses,
+        objective=objectives.distrusting_high_losses,
+    ),
+    "kl-dpo": Mode(
+        r"w_i\,\ell(\xi_i),\;w_i=\min(10,e^{(\ell_i-\bar\ell)/\tau})\text{ fixed}",
+        "KLDPO (NeurIPS 2025): trusts pairs of high loss, Dr. DPO's mirror image",
+        "kl-dpo",
+        objective=objectives.trusting_high_losses,
+    ),
+    "hoelder-dpo": Mode(
+        r"\sigma(\xi_i)^{1+\gamma}+\sigma(-\xi_i)^{1+\gamma}-\tfrac{1+\gamma}\gamma\,\sigma(\xi_i)^\gamma",
+        "density power divergence, as in Hölder-DPO (NeurIPS 2025): wrong labels lose their pull",
+        "hoelder-dpo",
+        objective=objectives.forgetting_outliers,
     ),
     "ipo": Mode(
         r"(\bar\Delta_i-\tfrac1{2\beta})^2",
         "TRL's, on log-ratios per token",
         "ipo",
-        objective=_ipo,
+        objective=objectives.trl_loss("ipo"),
+    ),
+    "sppo": Mode(
+        r"(\Delta_i^w-\tfrac1{2\beta})^2+(\Delta_i^l+\tfrac1{2\beta})^2",
+        "TRL's `sppo_hard`: Self-Play Preference Optimization (Wu et al., ICLR 2025)",
+        "sppo",
+        objective=objectives.trl_loss("sppo_hard"),
     ),
 }
 """Every leader mode by the name that `leader.mode` takes."""

@@ -190,6 +190,10 @@ class LeaderParams(TrainingParams):
         0.1, gt=0, lt=0.5, description="share of wrong labels that spa, label-smoothing and robust assume"
     )
     dr_beta: Positive = Field(1.0, description="Dr. DPO's beta': the smaller, the more it trusts pairs of low loss")
+    kl_temperature: Positive = Field(
+        0.05, description="KLDPO's tau: the smaller, the more it trusts pairs of high loss"
+    )
+    hoelder_gamma: Positive = Field(0.5, description="Hölder-DPO's gamma: the larger, the sooner a pair is an outlier")
 
     @property
     def faces_follower(self) -> bool:

@@ -188,15 +188,23 @@ LOSSES = {
     "robust": lambda x, rows: ((0.9 * loss(x) - 0.1 * loss(-x)) / 0.8).mean(),
     "dr-dpo": lambda x, rows: -2 * np.log(np.exp(-loss(x) / 2).mean()),
     "sgpo": lambda x, rows: follower.worst_case(x, 0.3).value,
+    "kl-dpo": lambda x, rows: np.mean(np.minimum(10, np.exp((loss(x) - loss(x).mean()) / 0.5)) * loss(x)),
+    "hoelder-dpo": lambda x, rows: np.mean(
+        np.exp(-1.5 * loss(x)) + np.exp(-1.5 * loss(-x)) - 3 * np.exp(-0.5 * loss(x)) + 2
+    ),
+    "sppo": lambda x, rows: np.mean(
+        (ratio(rows, "chosen") - 1 / (2 * BETA)) ** 2 + (ratio(rows, "rejected") + 1 / (2 * BETA)) ** 2
+    ),
     "ipo": lambda x, rows: np.mean((per_token(rows) - 1 / (2 * BETA)) ** 2),
 }
 
 
+def ratio(rows, side):
+    return rows[f"{side}_log_prob"] - rows[f"ref_{side}_logps"]
+
+
 def per_token(rows):
-    ratios = [
-        (rows[f"{side}_log_prob"] - rows[f"ref_{side}_logps"]) / rows[f"{side}_ids"].map(len)
-        for side in ("chosen", "rejected")
-    ]
+    ratios = [ratio(rows, side) / rows[f"{side}_ids"].map(len) for side in ("chosen", "rejected")]
     return ratios[0] - ratios[1]
 
 
@@ -223,7 +231,7 @@ def margins_of(rows: pd.DataFrame) -> np.ndarray:
 
 @pytest.mark.parametrize("mode", LOSSES)
 def test_reported_loss_is_the_closed_form_of_the_margins(policy, mode):
-    params = leader(mode, dr_beta=2.0)
+    params = leader(mode, dr_beta=2.0, kl_temperature=0.5)
     rows = training_rows(pairs_of(policy), None, params)
     log = train(policy, rows, params, BETA, 0, objective(params, 0.3, follower.RangeSupport()))
     assert log["loss"].iloc[0] == pytest.approx(LOSSES[mode](margins_of(rows), rows), rel=1e-4)
