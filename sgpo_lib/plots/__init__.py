@@ -7,6 +7,7 @@ their own, `sgpo_lib.plots.follower` and `sgpo_lib.plots.regret`.
 This room knows what is drawn and how it looks. It computes nothing that a figure does not show.
 """
 
+from sgpo_lib.plots.answering import ways_to_answer
 from sgpo_lib.plots.evaluation import gains
 from sgpo_lib.plots.pairs import answers_by_policy, margins_and_agreement, self_labels_by_round, side_by_side
 from sgpo_lib.plots.studies import labels_by_decile, methods_compared, reward_against_kl, rounds_compared
@@ -28,4 +29,5 @@ __all__ = [
     "side_by_side",
     "starting_margins",
     "training_curves",
+    "ways_to_answer",
 ]
