@@ -37,5 +37,5 @@ def test_it_ends_and_changes_nothing(tiny_model, tmp_path):
         output["data"]["text/html"] for output in cells["table"]["outputs"] if "text/html" in output.get("data", {})
     ]
     assert "".join(shown[-1]).count("<tr") == 2 + 6  # two lines of headings, and a row for each way
-    said = "".join(output.get("text", "") for output in cells["refine"]["outputs"] if output.get("name") == "stdout")
-    assert "{1: 3, 8: 3}" in said
+    said = [output["text"] for output in cells["refine"]["outputs"] if output.get("name") == "stdout"]
+    assert "{1: 3, 8: 3}" in "".join(line for lines in said for line in lines)
