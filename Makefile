@@ -18,7 +18,7 @@ export MALLOC_TRIM_THRESHOLD_ = 100000000000
 export MALLOC_TOP_PAD_ = 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan reproduce study figures lab-figures test lab chat site clean
+.PHONY: uv pip help setup plan reproduce study figures lab-figures test lab chat site clean
 
 help:  ## show this
 	@echo "make reproduce   the whole pipeline, from seed DPO to figures (PARAMS=$(PARAMS) SEEDS=$(SEEDS))"
@@ -38,10 +38,18 @@ setup: .venv/.complete  ## create .venv with pinned dependencies
 .venv/.complete: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one with 'make PYTHON=/path/to/python3.11 ...'"; exit 1; }
+	@$(MAKE) --no-print-directory $(if $(shell command -v uv),uv,pip)
+	@touch $@
+
+uv:  # several times as fast as pip
+	uv venv --quiet --clear --seed --python "$(PYTHON)" .venv
+	uv pip install --quiet --python .venv/bin/python --constraint constraints.txt "$(TORCH)"
+	uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[test]'
+
+pip:
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --constraint constraints.txt "$(TORCH)"
 	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[test]'
-	@touch $@
 
 reproduce: .venv/.complete  ## run everything that is not up to date
 	@snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress \

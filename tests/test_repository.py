@@ -167,3 +167,14 @@ def test_make_hands_on_names_with_spaces_and_quotes_whole(tmp_path, goal, variab
     done = subprocess.run(["make", goal, *variables], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "handed_on").read_text().endswith(f"{handed_on}|")
+
+
+@pytest.mark.parametrize("has_uv", [True, False])
+def test_set_up_takes_uv_where_there_is_one_and_else_pip(tmp_path, has_uv):
+    for name in ("make", "getconf", "bash", "sh", "python3", *(["uv"] if has_uv else [])):
+        (tmp_path / name).symlink_to(shutil.which(name) or "/bin/true")
+    command = [tmp_path / "make", "--dry-run", "--always-make", "setup"]
+    done = subprocess.run(command, cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("uv pip install" in done.stdout) == has_uv
+    assert (".venv/bin/pip install" in done.stdout) != has_uv
