@@ -17,6 +17,9 @@ export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 100000000000
 export MALLOC_TOP_PAD_ = 268435456
 
+# Snakemake, with kernels that need not import anything.
+SNAKEMAKE = python sgpo_lib/runs/warm.py $(SNAKEMAKE)
+
 .DEFAULT_GOAL := help
 .PHONY: uv pip help setup plan reproduce study figures lab-figures test lab chat site clean
 
@@ -52,7 +55,7 @@ pip:
 	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[test]'
 
 reproduce: .venv/.complete  ## run everything that is not up to date
-	@snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress \
+	@$(SNAKEMAKE) \
 		--config "params=$$PARAMS" "seeds=$$SEEDS" "methods=$$METHODS"
 	@$(RUN); echo; cat "$${root}figures/$$run/summary.md"; echo; \
 		echo "executed notebooks  $${root}runs/$$run/seed-*/notebooks/"; \
@@ -60,7 +63,7 @@ reproduce: .venv/.complete  ## run everything that is not up to date
 		echo "figures             $${root}figures/$$run/"
 
 study: .venv/.complete  ## run a study, one thread a notebook and as many notebooks as cores
-	@snakemake --cores $(CORES) --rerun-incomplete --nolock --keep-going --quiet host progress \
+	@$(SNAKEMAKE) --keep-going \
 		--config "study=params/studies/$$NAME.yaml" threads=1
 	@echo; cat "figures/studies/$$NAME/summary.md"; echo
 	@echo "figures             figures/studies/$$NAME/"
@@ -73,11 +76,11 @@ plan: .venv/.complete  ## tokens, FLOPs, hours, cost and memory of a run, before
 		$(if $(PAIRS_PER_PROMPT),--pairs-per-prompt $(PAIRS_PER_PROMPT))
 
 figures: .venv/.complete  ## regenerate figures/ from the runs there are
-	snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress --forcerun figures regret \
+	$(SNAKEMAKE) --forcerun figures regret \
 		--config "params=$$PARAMS" "seeds=$$SEEDS" "methods=$$METHODS"
 
 lab-figures: .venv/.complete  ## run notebook 09 again: figures/lab/ and its predictions
-	snakemake lab --cores $(CORES) --rerun-incomplete --nolock --quiet host progress --forcerun lab
+	$(SNAKEMAKE) lab --forcerun lab
 
 test: .venv/.complete  ## linter and tests
 	ruff check
