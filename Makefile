@@ -18,7 +18,7 @@ export MALLOC_TRIM_THRESHOLD_ = 100000000000
 export MALLOC_TOP_PAD_ = 268435456
 
 # Snakemake, with kernels that need not import anything.
-SNAKEMAKE = python sgpo_lib/runs/warm.py $(SNAKEMAKE)
+SNAKEMAKE = python sgpo_lib/runs/warm.py snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress
 
 .DEFAULT_GOAL := help
 .PHONY: uv pip help setup plan reproduce study figures lab-figures test lab chat site clean

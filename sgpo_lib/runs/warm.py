@@ -55,7 +55,8 @@ def main(command: list[str]) -> int:
             )
             signal.signal(signal.SIGTERM, lambda *_: running.terminate())
             for name in _IMPORTED:
-                importlib.import_module(name)
+                if running.poll() is None:  # there may be nothing to be done
+                    importlib.import_module(name)
             kernels: set[int] = set()
             while running.poll() is None:
                 if select.select([server], [], [], 0.1)[0]:
