@@ -18,6 +18,7 @@ from sgpo_lib.runs.study import Study
 QUANTITIES = {
     "gold_reward": ("gold reward", 3),
     "gold_reward_vs_sft": ("gold reward vs SFT", 3),
+    "sentiment": ("sentiment", 3),
     "win_rate": ("win rate %", 1),
     "length_controlled_win_rate": ("LC win rate %", 1),
     "preference_accuracy": ("preference accuracy %", 1),

@@ -198,8 +198,9 @@ class LeaderParams(TrainingParams):
 
 
 class EvaluationParams(Section):
-    """Intervals of the evaluation."""
+    """Answers and intervals of the evaluation."""
 
+    n_samples: Count = Field(1, description="answers of each policy to a held-out prompt; win rates are over all pairs")
     confidence: float = Field(0.95, gt=0, lt=1)
     n_bootstrap: Count = 10_000
 

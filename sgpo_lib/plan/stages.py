@@ -104,8 +104,10 @@ def stages(params: Params, shape: Shape, lengths: Lengths, pairs_per_prompt: flo
             _stage(f"leader {t}", params, shape, lengths, pairs=n + earlier + 1, training=params.leader),
         ]
     held_out = 2 * (params.n_rounds + 2) * data.n_evaluation * pairs if by_people else 0
-    generated, scored = (policies * data.n_evaluation for policies in (params.n_rounds + 2, params.n_rounds + 1))
-    return [*plan, _stage("evaluation", params, shape, lengths, generated, score=scored * (1 + again) + held_out)]
+    samples = params.evaluation.n_samples
+    generated, scored = (n * data.n_evaluation * samples for n in (params.n_rounds + 2, params.n_rounds + 1))
+    score = scored * (1 + again) + held_out
+    return [*plan, _stage("evaluation", params, shape, lengths, generated, samples, score=score)]
 
 
 def _stage(

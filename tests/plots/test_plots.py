@@ -78,9 +78,10 @@ def test_prompts_with_the_same_last_message_keep_their_own_answers():
     user = [{"role": "user", "content": "Go on."}]
     prompts = {"a": user, "b": [{"role": "system", "content": "Be brief."}, *user]}
     rows = [
-        {"prompt_id": key, "prompt": prompt, "policy": policy, "response": f"{policy} to {key}"}
+        {"prompt_id": key, "prompt": prompt, "policy": policy, "sample": sample, "response": f"{policy} to {key}" + end}
         for policy in ("sft", "dpo")
         for key, prompt in prompts.items()
+        for sample, end in enumerate(("", " again"))
     ]
     shown = plots.answers_by_policy(pd.DataFrame(rows), n_prompts=2).data
     assert shown.to_dict("list") == {
