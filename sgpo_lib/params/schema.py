@@ -73,6 +73,9 @@ class DataParams(Section):
     )
     n_prompts: list[Count] = Field(description="prompts of each round; none for seed DPO alone")
     n_evaluation: Count = Field(description="held-out prompts; never trained on, the same for every seed")
+    held_out_forms: int = Field(
+        0, ge=0, description="forms all of whose prompts are kept for the evaluation; 0: its prompts share forms"
+    )
     shuffle_seed: int = 42
     reshuffle: bool = Field(False, description="let the run's seed draw its own seed and round prompts")
 

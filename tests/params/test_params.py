@@ -43,6 +43,7 @@ _OPTIONAL = {
     "split",
     "revision",
     "seed_selection",
+    "held_out_forms",
     "label_noise",
     "n_calibration",
     "n_pieces",
