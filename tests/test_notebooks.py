@@ -131,6 +131,28 @@ def test_flips_are_calibrated_on_labelled_pairs_solved_and_trained_on(tiny_root)
     assert 0 < metrics["influence"] <= metrics["influence_bound"] == metrics["radius"] / 2
 
 
+def test_policies_are_evaluated_with_several_answers_and_at_the_kls_they_can_be_scaled_to(tiny_root):
+    raised = {"seed_dpo.learning_rate": 0.03}
+    overrides = {"evaluation.n_samples": 2, "evaluation.match_kl": [0.5, 900], "data.n_prompts": [4]} | raised
+    asked = {"params_file": tiny_root("matched"), "overrides": overrides}
+    _run_cells("01_seed_dpo", **asked)
+    _run_cells("05_evaluation", **asked, method="dpo")
+    asked["method"] = "self-dpo"
+    for name in ("02_self_annotation", "04_weighted_training", "05_evaluation"):
+        _run_cells(name, **asked)
+    step = Run.open(**asked).step("evaluation")
+    summary, judgements = step.load("summary.json"), step.load("judgements.parquet")
+    assert list(summary) == ["sft", "dpo", "dpo @ 0.5 nats", "round-1", "round-1 @ 0.5 nats"]
+    assert (
+        judgements.groupby(["policy", "prompt_id", "matched_kl"], dropna=False)["sample"].agg(list).map(len).eq(2).all()
+    )
+    assert {"gold_reward", "sentiment", "win", "words", "characters", "kl", "form"} <= set(judgements)
+    reached, beyond = step.record()["metrics"]["matches"]
+    assert reached["kl"] == pytest.approx(0.5, rel=0.05)
+    assert beyond["alpha"] is None
+    assert "as far as was tried" in beyond["why_not"]
+
+
 def test_a_second_run_of_the_graph_does_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.parent.parent.rglob("*.json")}
     _finish(_snakemake(finished))

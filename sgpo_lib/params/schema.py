@@ -204,6 +204,7 @@ class EvaluationParams(Section):
     """Answers and intervals of the evaluation."""
 
     n_samples: Count = Field(1, description="answers of each policy to a held-out prompt; win rates are over all pairs")
+    match_kl: list[Positive] = Field([], description="nats to the SFT model to which policies are scaled besides")
     confidence: float = Field(0.95, gt=0, lt=1)
     n_bootstrap: Count = 10_000
 
@@ -247,6 +248,11 @@ class Params(Section):
                     f"max_new_tokens = {longest}, so that answers could be sampled and not be trained on: raise the "
                     "one or lower the others"
                 )
+        if self.evaluation.match_kl and (self.model.lora is None or self.generation.engine != "transformers"):
+            raise ValueError(
+                "evaluation.match_kl needs model.lora, because only an adapter can be scaled, and generation.engine: "
+                "transformers, because vLLM serves adapters as they were trained"
+            )
         if isinstance(self.judge, LLMJudgeParams) and re.search(r"[@?#]", self.judge.url):
             raise ValueError(  # a message of its own, because others repeat the value
                 "judge.url must be a plain address such as http://localhost:8000/v1: what it holds ends up in records, "

@@ -44,6 +44,7 @@ _OPTIONAL = {
     "revision",
     "seed_selection",
     "held_out_forms",
+    "match_kl",
     "label_noise",
     "n_calibration",
     "n_pieces",
