@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from peft.tuners.lora import LoraLayer
 
 from sgpo_lib.judges.gold import GoldJudge
 from sgpo_lib.params.schema import GenerationParams, Params
@@ -113,7 +114,8 @@ def labelled(
 
 def _digest(policy: Policy) -> str:
     """Hash of all weights, of how the adapter's are scaled, and of the chat template."""
-    digest = hashlib.sha256(f"{policy.params.lora} {policy.tokenizer.chat_template}".encode())
+    scales = [layer.scaling for layer in policy.model.modules() if isinstance(layer, LoraLayer)]
+    digest = hashlib.sha256(f"{policy.params.lora} {scales} {policy.tokenizer.chat_template}".encode())
     for name, tensor in policy.model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy())

@@ -198,6 +198,15 @@ def test_answers_keep_the_form_of_their_prompts(policy, prompts):
     assert "other" not in asked
 
 
+def test_answers_kept_from_a_killed_call_are_not_taken_for_those_of_the_policy_scaled(policy, prompts, tmp_path):
+    own = annotation.respond(policy, prompts, GENERATION, 0, shards=tmp_path)
+    with policy.scaled(0.0):
+        scaled = annotation.respond(policy, prompts, GENERATION, 0, shards=tmp_path)
+    with policy.reference():
+        sft = annotation.respond(policy, prompts, GENERATION, 0)
+    assert scaled["response"].tolist() == sft["response"].tolist() != own["response"].tolist()
+
+
 def test_implicit_reward_is_beta_times_the_log_ratio_to_the_sft_model(policy, responses):
     ids = responses["prompt_ids"], responses["response_ids"]
     policy_scores = sequence_log_probs(policy, *ids)

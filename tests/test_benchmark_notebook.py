@@ -38,8 +38,9 @@ def run(tiny_model, tmp_path_factory) -> Run:
     answers = []
     for name in weights:
         policy.use(weights[name])
-        answers.append(annotation.respond(policy, prompts, run.params.generation, seed=0, n_samples=1))
-        answers[-1]["policy"] = name
+        for matched_kl in (float("nan"), 6.0):
+            asked = annotation.respond(policy, prompts, run.params.generation, seed=0, n_samples=2)
+            answers.append(asked.assign(policy=name, matched_kl=matched_kl))
     step = run.step("evaluation").begin()
     step.save("responses.parquet", pd.concat(answers))
     step.save("judgements.parquet", pd.DataFrame({"policy": []}))

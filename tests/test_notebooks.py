@@ -19,7 +19,9 @@ from processes import on_processes
 from small_params import write_tiny_params
 
 from sgpo_lib import follower
+from sgpo_lib.evaluation import comparison
 from sgpo_lib.runs import STEPS, Run
+from sgpo_lib.runs.study import study_of
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -129,6 +131,34 @@ def test_flips_are_calibrated_on_labelled_pairs_solved_and_trained_on(tiny_root)
     _run_cells("03_dro_reweighting", **asked)
     metrics = Run.open(**asked).step("follower", 1).record()["metrics"]
     assert 0 < metrics["influence"] <= metrics["influence_bound"] == metrics["radius"] / 2
+
+
+def test_policies_are_evaluated_with_several_answers_and_at_the_kls_they_can_be_scaled_to(tiny_root):
+    raised = {"seed_dpo.learning_rate": 0.03}
+    overrides = {"evaluation.n_samples": 2, "evaluation.match_kl": [0.5, 900], "data.n_prompts": [4]} | raised
+    asked = {"params_file": tiny_root("matched"), "overrides": overrides}
+    _run_cells("01_seed_dpo", **asked)
+    _run_cells("05_evaluation", **asked, method="dpo")
+    asked["method"] = "self-dpo"
+    for name in ("02_self_annotation", "04_weighted_training", "05_evaluation"):
+        _run_cells(name, **asked)
+    step = Run.open(**asked).step("evaluation")
+    summary, judgements = step.load("summary.json"), step.load("judgements.parquet")
+    assert list(summary) == ["sft", "dpo", "dpo @ 0.5 nats", "round-1", "round-1 @ 0.5 nats"]
+    assert (
+        judgements.groupby(["policy", "prompt_id", "matched_kl"], dropna=False)["sample"].agg(list).map(len).eq(2).all()
+    )
+    assert {"gold_reward", "sentiment", "win", "words", "characters", "kl", "form"} <= set(judgements)
+    reached, beyond = step.record()["metrics"]["matches"]
+    assert reached["kl"] == pytest.approx(0.5, rel=0.05)
+    assert beyond["alpha"] is None
+    assert "as far as was tried" in beyond["why_not"]
+    study = study_of(str(asked["params_file"]), [0], ["self-dpo"], overrides)
+    for matched_kl, suffix in ((None, ""), (0.5, " @ 0.5 nats")):
+        results = comparison.results(study, matched_kl)
+        assert results["policy"].tolist() == ["sft", "dpo", "round-1"]
+        assert results.loc[results["is_final"], "kl"].tolist() == [summary[f"round-1{suffix}"]["kl"]["mean"]]
+    assert comparison.results(study, 900)["policy"].tolist() == ["sft"]
 
 
 def test_a_second_run_of_the_graph_does_nothing(finished):

@@ -40,6 +40,9 @@ class Splits:
         cannot see labels that it is meant to make.
     evaluation : DataFrame
         Held out: every row of its prompts.
+    training_pool : DataFrame
+        All distinct prompts that may be trained on, columns `prompt_id` and `prompt`, in an order that only
+        `shuffle_seed` draws, so that any end of it is the same prompts for every run seed and size of the parts.
     fingerprint : str
         16 hexadecimal digits that change with any prompt, label or weight of the data, or with their order.
     revision : str or None
@@ -50,6 +53,7 @@ class Splits:
     calibration: pd.DataFrame
     rounds: list[pd.DataFrame]
     evaluation: pd.DataFrame
+    training_pool: pd.DataFrame
     fingerprint: str = ""
     revision: str | None = None
 
@@ -73,6 +77,7 @@ def split(
     seed: int | None = None,
     select: Callable[[pd.DataFrame], Sequence[int]] | None = None,
     n_calibration: int = 0,
+    held_out_forms: int = 0,
 ) -> Splits:
     """Split data by distinct prompt into a labelled seed, one pool per round, and an evaluation set.
 
@@ -95,6 +100,9 @@ def split(
     n_calibration : int
         Number of distinct prompts for calibration. They are the last of the candidates, so that rounds can be
         added without changing them.
+    held_out_forms : int
+        Number of forms, drawn by `shuffle_seed`, whose prompts nothing but the evaluation sees; all its prompts are
+        of these. By default the evaluation's prompts have the forms of those that are trained on.
 
     Returns
     -------
@@ -103,15 +111,17 @@ def split(
     Raises
     ------
     ValueError
-        There are fewer distinct prompts than asked for, a number is negative, or `select` returns anything
-        but `n_seed` distinct positions.
+        There are fewer distinct prompts than asked for, a number is negative, `select` returns anything but
+        `n_seed` distinct positions, or forms are to be held out of data in which not every prompt has one.
     """
     if min(n_seed, n_evaluation, n_calibration, *n_rounds, 0) < 0:
         raise ValueError(
             f"sizes must not be negative: {n_seed=}, n_rounds={list(n_rounds)}, {n_evaluation=}, {n_calibration=}"
         )
     data = data if "prompt_id" in data else with_ids(data)
-    prompts = data.drop_duplicates("prompt_id")[["prompt_id", "prompt"]]
+    prompts = data.drop_duplicates("prompt_id")
+    is_held_out = _of_held_out_forms(prompts, held_out_forms, shuffle_seed)
+    prompts = prompts[["prompt_id", "prompt"]]
     needed = n_seed + n_calibration + sum(n_rounds) + n_evaluation
     if needed > len(prompts):
         raise ValueError(
@@ -122,6 +132,11 @@ def split(
     order = np.random.default_rng(shuffle_seed).permutation(len(prompts))
     n_candidates = len(prompts) - n_evaluation
     candidates, evaluation = order[:n_candidates], order[n_candidates:]
+    if held_out_forms:
+        candidates, held_out = order[~is_held_out[order]], order[is_held_out[order]]
+        n_candidates, evaluation = len(candidates), held_out[len(held_out) - n_evaluation :]
+        _check_room(n_candidates, needed - n_evaluation, len(held_out), n_evaluation, held_out_forms)
+    training_pool = prompts.iloc[candidates].reset_index(drop=True)
     if seed is not None:
         candidates = np.random.default_rng(seed).permutation(candidates)
     candidates, calibration = np.split(candidates, [n_candidates - n_calibration])
@@ -137,7 +152,33 @@ def split(
         calibration=_rows_of(data, prompts["prompt_id"].iloc[calibration]),
         rounds=[unlabelled.iloc[start:end].reset_index(drop=True) for start, end in itertools.pairwise(ends)],
         evaluation=_rows_of(data, prompts["prompt_id"].iloc[evaluation]),
+        training_pool=training_pool,
     )
+
+
+def _of_held_out_forms(prompts: pd.DataFrame, n_forms: int, shuffle_seed: int) -> np.ndarray:
+    """Return which prompts (N rows) have one of `n_forms` forms drawn by `shuffle_seed`, shape (N,)."""
+    if not n_forms:
+        return np.zeros(len(prompts), bool)
+    n_without = prompts["form"].isna().sum() if "form" in prompts else len(prompts)
+    if n_without:
+        raise ValueError(
+            f"data.held_out_forms is {n_forms}, but {n_without} of {len(prompts)} prompts have no form, so that none "
+            "can be kept from training: give the data a column form that names what prompts made from one template "
+            "share, or set data.held_out_forms: 0"
+        )
+    forms = sorted(prompts["form"].unique())
+    drawn = np.random.default_rng(shuffle_seed).permutation(len(forms))[:n_forms]
+    return prompts["form"].isin([forms[i] for i in drawn]).to_numpy()
+
+
+def _check_room(n_trainable: int, n_to_train: int, n_held_out: int, n_evaluation: int, n_forms: int) -> None:
+    if n_to_train > n_trainable or n_evaluation > n_held_out:
+        raise ValueError(
+            f"with data.held_out_forms: {n_forms} there are {n_held_out} prompts to evaluate on and {n_trainable} for "
+            f"all else, but data.n_evaluation is {n_evaluation} and seed, calibration and rounds take {n_to_train}: "
+            "hold out more or fewer forms, or ask for fewer prompts"
+        )
 
 
 def prepare(
@@ -193,6 +234,7 @@ def prepare(
         seed if params.reshuffle else None,
         select if params.seed_selection == "farthest-point" else None,
         params.n_calibration,
+        params.held_out_forms,
     )
     return replace(parts, fingerprint=fingerprint, revision=data.attrs.get("revision"))
 

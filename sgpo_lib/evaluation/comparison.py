@@ -18,6 +18,7 @@ from sgpo_lib.runs.study import Study
 QUANTITIES = {
     "gold_reward": ("gold reward", 3),
     "gold_reward_vs_sft": ("gold reward vs SFT", 3),
+    "sentiment": ("sentiment", 3),
     "win_rate": ("win rate %", 1),
     "length_controlled_win_rate": ("LC win rate %", 1),
     "preference_accuracy": ("preference accuracy %", 1),
@@ -56,8 +57,13 @@ def over_seeds(values: np.ndarray, confidence: float = 0.95) -> Interval:
     return Interval(float(mean), float(mean - half), float(mean + half), float(p_value))
 
 
-def results(study: Study) -> pd.DataFrame:
+def results(study: Study, matched_kl: float | None = None) -> pd.DataFrame:
     """Collect the evaluations of a study's runs.
+
+    Parameters
+    ----------
+    matched_kl : of `evaluation.match_kl`: the SFT model, and the policies as scaled to this KL; those that could not be
+        have no row. By default the policies themselves.
 
     Returns
     -------
@@ -75,7 +81,12 @@ def results(study: Study) -> pd.DataFrame:
             step = run.step("evaluation")
             step.check()
             summary = step.load("summary.json")
-            for policy, values in summary.items():
+            of_policies = [policy for policy, values in summary.items() if "matched_kl" not in values]
+            for policy in of_policies:
+                name = policy if matched_kl is None or policy == "sft" else f"{policy} @ {matched_kl:g} nats"
+                if name not in summary:
+                    continue
+                values = summary[name]
                 means = {name: value["mean"] for name, value in values.items() if isinstance(value, dict)}
                 rows.append(
                     {
@@ -84,7 +95,7 @@ def results(study: Study) -> pd.DataFrame:
                         "method": variant.method,
                         "seed": seed,
                         "policy": policy,
-                        "is_final": policy == list(summary)[-1],
+                        "is_final": policy == of_policies[-1],
                         **means,
                     }
                 )

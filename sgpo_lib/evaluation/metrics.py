@@ -2,8 +2,8 @@
 
 Prompts of one form ("Give me one tip for ...") do well or badly together, so the bootstrap draws forms, each with
 all its prompts; a prompt whose form is not known stands for itself. Such an interval says how far these prompts
-stand for others. It holds one training and one answer per prompt fixed: what another seed, or another kind of
-CPU, would have trained is not in it.
+stand for others. It holds one training, and the answers that each prompt got, fixed: what another seed, or another
+kind of CPU, would have trained is not in it.
 """
 
 from typing import Any
@@ -14,34 +14,44 @@ from scipy import stats
 from scipy.special import expit
 
 from sgpo_lib.judges.gold import GoldJudge
+from sgpo_lib.judges.pairwise import against_sft, mean_by_response
 
 
 def judge(responses: pd.DataFrame, gold: GoldJudge | None, wins: np.ndarray | None = None) -> pd.DataFrame:
-    """Score every policy's responses and compare each with the SFT model's to the same prompt.
+    """Score every policy's responses and compare each with all of the SFT model's to the same prompt.
 
     Parameters
     ----------
-    responses : rows with `policy` ("sft" among them), `prompt_id`, `response`, `kl` and, where prompts have one,
-        `form`; one response per policy and prompt.
+    responses : N rows with `policy` ("sft" among them), `prompt_id`, `sample`, `response`, `kl` and, where prompts
+        have one, `form`; K responses per policy and prompt. Where policies were also scaled to a KL, `matched_kl`
+        in nats, NaN for the policies themselves.
     gold : None where no gold user is known.
     wins : shape (N,), another judge's preference in [0, 1] for each response over the SFT model's, used where
         there is no gold user. Without either, only length and KL are filled in.
 
     Returns
     -------
-    DataFrame with `policy`, `prompt_id`, any `form`, `words`, `characters`, `kl`, with any judge `win` over the SFT
-    model (1, 0, or 1/2 for a tie) and, with a gold user, `gold_reward` and `gold_reward_vs_sft`.
+    DataFrame, a row per response: `policy`, `prompt_id`, `sample`, any `form` and `matched_kl`, `words`,
+    `characters`, `kl`; with any judge `win`, the share of the SFT model's K answers that it beats (ties count half),
+    so that the mean over a prompt's responses is over all K x K pairs; and with a gold user `gold_reward`, its part
+    `sentiment`, which is the reward before the penalty on words, and `gold_reward_vs_sft`, the reward less the mean of
+    the SFT model's answers.
     """
-    table = responses.filter(["policy", "prompt_id", "form", "kl"]).copy()
+    table = responses.filter(["policy", "matched_kl", "prompt_id", "form", "sample", "kl"]).copy()
     table["words"] = responses["response"].str.split().str.len()
     table["characters"] = responses["response"].str.len()
     if gold is None:
         return table if wins is None else table.assign(win=wins)
-    table["gold_reward"] = gold.score(responses["response"])
-    sft = table[table["policy"] == "sft"].set_index("prompt_id")["gold_reward"]
-    table["gold_reward_vs_sft"] = table["gold_reward"] - table["prompt_id"].map(sft)
-    table["win"] = (np.sign(table["gold_reward_vs_sft"]) + 1) / 2
-    return table
+    sentiment = gold.sentiment(responses["response"])
+    reward = sentiment - gold.penalty(responses["response"])
+    ours, theirs = against_sft(responses)
+    ahead = reward[ours] - reward[theirs]
+    return table.assign(
+        gold_reward=reward,
+        sentiment=sentiment,
+        gold_reward_vs_sft=mean_by_response(ahead, ours),
+        win=mean_by_response((np.sign(ahead) + 1) / 2, ours),
+    )
 
 
 def summarize(judgements: pd.DataFrame, confidence: float = 0.95, n_bootstrap: int = 10_000) -> dict[str, Any]:
@@ -54,25 +64,34 @@ def summarize(judgements: pd.DataFrame, confidence: float = 0.95, n_bootstrap: i
     Returns
     -------
     `{policy: {quantity: {"mean", "low", "high"}}}`, policies in order of appearance; win rates in per cent; and
-    `n_prompts` and `n_clusters`, the forms or single prompts that the bootstrap draws, as numbers.
+    `n_prompts`, `n_samples` (answers of each) and `n_clusters`, the forms or single prompts that the bootstrap draws,
+    each with all answers, as numbers. A policy scaled to a KL is `"round-3 @ 6 nats"`, with `matched_kl` as a number.
     All policies share the resampled clusters, so the summary does not depend on their order.
     """
     summary: dict[str, Any] = {}
-    baseline = judgements[judgements["policy"] == "sft"].set_index("prompt_id")
+    key = ["prompt_id", "sample"]
+    baseline = judgements[judgements["policy"] == "sft"].set_index(key)
     clusters = clusters_of(baseline.reset_index())
+    n_prompts = baseline.index.get_level_values("prompt_id").nunique()
+    counts = {"n_prompts": n_prompts, "n_samples": len(baseline) // n_prompts, "n_clusters": int(clusters.max()) + 1}
+    sft_length = baseline.groupby("prompt_id")["characters"].transform("mean")
     options = {"confidence": confidence, "n_bootstrap": n_bootstrap, "clusters": clusters}
-    for policy, table in judgements.groupby("policy", sort=False):
-        table = table.set_index("prompt_id").loc[baseline.index]
+    matched = judgements["matched_kl"] if "matched_kl" in judgements else pd.Series(np.nan, judgements.index)
+    for (policy, matched_kl), table in judgements.groupby(["policy", matched], sort=False, dropna=False):
+        table = table.set_index(key).loc[baseline.index]
         rows: dict[str, Any] = {
             name: bootstrap(table[name].to_numpy(), **options)
-            for name in ("gold_reward", "gold_reward_vs_sft", "words", "kl")
+            for name in ("gold_reward", "gold_reward_vs_sft", "sentiment", "words", "kl")
             if name in table
         }
         if "win" in table:
-            wins, shorter_by = table["win"].to_numpy(), (baseline["characters"] - table["characters"]).to_numpy()
+            wins, shorter_by = table["win"].to_numpy(), (sft_length - table["characters"]).to_numpy()
             rows["win_rate"] = bootstrap(100 * wins, **options)
             rows["length_controlled_win_rate"] = bootstrap_length_control(wins, shorter_by, **options)
-        summary[str(policy)] = rows | {"n_prompts": len(table), "n_clusters": int(clusters.max()) + 1}
+        if np.isnan(matched_kl):
+            summary[policy] = rows | counts
+        else:
+            summary[f"{policy} @ {matched_kl:g} nats"] = rows | counts | {"matched_kl": matched_kl}
     return summary
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from sgpo_lib.judges.endpoint import Endpoint
 from sgpo_lib.judges.gold import GoldJudge
 from sgpo_lib.judges.llm import LLMJudge
-from sgpo_lib.judges.pairwise import audit, score_responses
+from sgpo_lib.judges.pairwise import against_sft, audit, mean_by_response, score_responses
 from sgpo_lib.judges.reward_model import PairwiseRewardModelJudge, RewardModelJudge
 from sgpo_lib.params.schema import LLMJudgeParams, Params, RewardModelParams
 
@@ -56,7 +56,7 @@ def scores(params: Params, responses: pd.DataFrame, cache: Path) -> tuple[np.nda
 def wins_over_sft(
     params: LLMJudgeParams | RewardModelParams, responses: pd.DataFrame, cache: Path
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Compare every policy's responses with the SFT model's to the same prompt.
+    """Compare every policy's responses with each of the SFT model's to the same prompt.
 
     Parameters
     ----------
@@ -64,22 +64,24 @@ def wins_over_sft(
 
     Returns
     -------
-    wins : shape (M,), the preference in [0, 1] for each response over the SFT model's; 1/2 for the same text.
+    wins : shape (M,), the preference in [0, 1] for each response over the SFT model's, averaged over these; 1/2 for
+        the same text, and for the SFT model's own, which nobody is asked about.
     counts : see `scores`.
     """
     judge = load_judge(params, cache)
-    sft = responses[responses["policy"] == "sft"].set_index("prompt_id")["response"]
-    theirs = responses["prompt_id"].map(sft)
-    asked = (responses["response"] != theirs).to_numpy()  # two equal answers tie, whatever rounding makes of them
-    wins = np.full(len(responses), 0.5)
-    prompts, ours = responses["prompt"][asked].tolist(), responses["response"][asked].tolist()
+    ours, theirs = against_sft(responses)
+    prompts, texts = responses["prompt"].to_numpy(), responses["response"].to_numpy()
+    differ = texts[ours] != texts[theirs]  # two equal answers tie, whatever rounding makes of them
+    asked = differ & (responses["policy"] != "sft").to_numpy()[ours]
+    preference = np.full(len(ours), 0.5)
     if isinstance(judge, RewardModelJudge):
-        margin = judge.score(prompts, ours) - judge.score(prompts, theirs[asked].tolist())
-        wins[asked] = (np.sign(margin) + 1) / 2
-        return wins, {}
-    comparisons = judge.compare(prompts, ours, theirs[asked].tolist())
-    wins[asked] = comparisons["preference"]
-    return wins, audit(comparisons) | _usage(judge)
+        score = judge.score(prompts.tolist(), texts.tolist())
+        preference[asked] = (np.sign(score[ours] - score[theirs])[asked] + 1) / 2
+        return mean_by_response(preference, ours), {}
+    first, second = ours[asked], theirs[asked]
+    comparisons = judge.compare(prompts[first].tolist(), texts[first].tolist(), texts[second].tolist())
+    preference[asked] = comparisons["preference"]
+    return mean_by_response(preference, ours), audit(comparisons) | _usage(judge)
 
 
 def _usage(judge: LLMJudge | PairwiseRewardModelJudge) -> dict[str, Any]:

@@ -31,8 +31,12 @@ class GoldJudge:
 
     def score(self, responses: Sequence[str]) -> np.ndarray:
         """Return the utility of each response, shape (N,)."""
+        return self.sentiment(responses) - self.penalty(responses)
+
+    def penalty(self, responses: Sequence[str]) -> np.ndarray:
+        """Return what the words past the limit cost each response, at least 0, shape (N,)."""
         excess = np.array([max(0, len(text.split()) - self.word_limit) for text in responses], dtype=float)
-        return self.sentiment(responses) - self.word_penalty * excess
+        return self.word_penalty * excess
 
     def sentiment(self, responses: Sequence[str]) -> np.ndarray:
         """Return the VADER compound sentiment of each response, in [-1, 1], shape (N,)."""

@@ -22,6 +22,36 @@ class Comparer(Protocol):
         """
 
 
+def against_sft(responses: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Pair every response with each of the SFT model's to the same prompt: K x K pairs of K answers each.
+
+    Parameters
+    ----------
+    responses : rows with `policy` ("sft" among them) and `prompt_id`.
+
+    Returns
+    -------
+    ours, theirs : positions in `responses` of the two of each pair, shape (P,), ordered by `ours`; every response
+        has a pair. The SFT model's are paired with themselves too, so that it wins half.
+
+    Raises
+    ------
+    ValueError : if the SFT model has no answer to a prompt.
+    """
+    rows = pd.DataFrame({"prompt_id": responses["prompt_id"].to_numpy(), "ours": np.arange(len(responses))})
+    sft = rows[(responses["policy"] == "sft").to_numpy()].rename(columns={"ours": "theirs"})
+    pairs = rows.merge(sft, on="prompt_id", how="left")
+    if pairs["theirs"].isna().any():
+        missing = pairs.loc[pairs["theirs"].isna(), "prompt_id"].iloc[0]
+        raise ValueError(f"the SFT model has no answer to prompt {missing} for others to be compared with")
+    return pairs["ours"].to_numpy(), pairs["theirs"].to_numpy(int)
+
+
+def mean_by_response(values: np.ndarray, ours: np.ndarray) -> np.ndarray:
+    """Average one value per pair (P,) over the pairs of each response, as `against_sft` numbers them."""
+    return np.bincount(ours, values) / np.bincount(ours)
+
+
 def score_responses(responses: pd.DataFrame, comparer: Comparer) -> tuple[np.ndarray, pd.DataFrame]:
     """Score each response by its win rate against the other responses to its prompt.
 

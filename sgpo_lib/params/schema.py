@@ -73,6 +73,9 @@ class DataParams(Section):
     )
     n_prompts: list[Count] = Field(description="prompts of each round; none for seed DPO alone")
     n_evaluation: Count = Field(description="held-out prompts; never trained on, the same for every seed")
+    held_out_forms: int = Field(
+        0, ge=0, description="forms all of whose prompts are kept for the evaluation; 0: its prompts share forms"
+    )
     shuffle_seed: int = 42
     reshuffle: bool = Field(False, description="let the run's seed draw its own seed and round prompts")
 
@@ -202,8 +205,10 @@ class LeaderParams(TrainingParams):
 
 
 class EvaluationParams(Section):
-    """Intervals of the evaluation."""
+    """Answers and intervals of the evaluation."""
 
+    n_samples: Count = Field(1, description="answers of each policy to a held-out prompt; win rates are over all pairs")
+    match_kl: list[Positive] = Field([], description="nats to the SFT model to which policies are scaled besides")
     confidence: float = Field(0.95, gt=0, lt=1)
     n_bootstrap: Count = 10_000
 
@@ -247,6 +252,11 @@ class Params(Section):
                     f"max_new_tokens = {longest}, so that answers could be sampled and not be trained on: raise the "
                     "one or lower the others"
                 )
+        if self.evaluation.match_kl and (self.model.lora is None or self.generation.engine != "transformers"):
+            raise ValueError(
+                "evaluation.match_kl needs model.lora, because only an adapter can be scaled, and generation.engine: "
+                "transformers, because vLLM serves adapters as they were trained"
+            )
         if isinstance(self.judge, LLMJudgeParams) and re.search(r"[@?#]", self.judge.url):
             raise ValueError(  # a message of its own, because others repeat the value
                 "judge.url must be a plain address such as http://localhost:8000/v1: what it holds ends up in records, "

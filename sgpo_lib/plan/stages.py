@@ -13,6 +13,10 @@ from sgpo_lib.params.schema import Params
 from sgpo_lib.params.training import TrainingParams
 from sgpo_lib.plan.machines import Machine
 from sgpo_lib.plan.shape import Shape
+from sgpo_lib.policy.kl_matching import N_PROMPTS
+
+# How many KLs are estimated to match one.
+_ESTIMATES = 3
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,12 @@ def stages(params: Params, shape: Shape, lengths: Lengths, pairs_per_prompt: flo
             _stage(f"leader {t}", params, shape, lengths, pairs=n + earlier + 1, training=params.leader),
         ]
     held_out = 2 * (params.n_rounds + 2) * data.n_evaluation * pairs if by_people else 0
-    generated, scored = (policies * data.n_evaluation for policies in (params.n_rounds + 2, params.n_rounds + 1))
-    return [*plan, _stage("evaluation", params, shape, lengths, generated, score=scored * (1 + again) + held_out)]
+    samples, n_trained = params.evaluation.n_samples, params.n_rounds + 1
+    n_scaled = n_trained * len(params.evaluation.match_kl)
+    search = n_scaled * _ESTIMATES * N_PROMPTS
+    generated, scored = (n * data.n_evaluation * samples for n in (1 + n_trained + n_scaled, n_trained + n_scaled))
+    score = scored * (1 + again) + 2 * search + held_out
+    return [*plan, _stage("evaluation", params, shape, lengths, generated + search, samples, score=score)]
 
 
 def _stage(

@@ -19,14 +19,16 @@ def gains(summary: dict[str, Any]) -> Figure:
     ----------
     summary : as `sgpo_lib.evaluation.summarize` returns it. With a gold user: gold reward, win rates over the SFT
         model, and reward against KL. Without: accuracy on held-out labels and win rates where known, length and KL.
+        Policies scaled to a KL are in the picture of reward against KL only.
     """
+    everything, summary = summary, {name: row for name, row in summary.items() if "matched_kl" not in row}
     last = list(summary.values())[-1]
     if "gold_reward" in last:
         figure, axes = new_figure(1, 3, width=3.7)
         _by_policy(axes[0], summary, "gold_reward")
         axes[0].set(ylabel="gold reward", title="Held-out gold reward")
         _rates(axes[1], summary, "win_rate")
-        reward_against_kl(axes[2], summary)
+        reward_against_kl(axes[2], everything)
         return figure
     rates = [key for key in _RATES if key in last]
     figure, axes = new_figure(1, len(rates) + 2, width=3.7)
@@ -62,21 +64,27 @@ def _rates(axis, summary: dict[str, Any], key: str) -> None:
 
 
 def reward_against_kl(axis, summary: dict[str, Any]) -> None:
-    """Draw the path of the policies in the plane of KL and gold reward; over-optimisation bends it down."""
-    path = [(row["kl"]["mean"], row["gold_reward"]["mean"]) for row in summary.values()]
+    """Draw the path of the policies in the plane of KL and gold reward; over-optimisation bends it down.
+
+    Policies scaled to a KL are hollow points beside it.
+    """
+    own = {name: row for name, row in summary.items() if "matched_kl" not in row}
+    path = [(row["kl"]["mean"], row["gold_reward"]["mean"]) for row in own.values()]
     axis.plot(*zip(*path, strict=True), color=COLORS["reference"], linewidth=1, zorder=1)
     for name, row in summary.items():
-        x, y = row["kl"], row["gold_reward"]
+        x, y, policy = row["kl"], row["gold_reward"], name.partition(" @ ")[0]
         axis.errorbar(
             x["mean"],
             y["mean"],
             [[y["mean"] - y["low"]], [y["high"] - y["mean"]]],
             [[x["mean"] - x["low"]], [x["high"] - x["mean"]]],
             fmt="o",
-            color=policy_color(name),
+            color=policy_color(policy),
+            markerfacecolor=policy_color(policy) if name in own else "white",
             capsize=2,
         )
-        axis.annotate(f" {name}", (x["mean"], y["low"]), va="top", fontsize="small")
+        if name in own:
+            axis.annotate(f" {name}", (x["mean"], y["low"]), va="top", fontsize="small")
     axis.set(xlabel="KL to SFT (nats per answer)", ylabel="gold reward", title="Reward against KL")
 
 

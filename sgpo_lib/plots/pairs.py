@@ -25,9 +25,9 @@ def side_by_side(pairs: pd.DataFrame) -> Styler:
 
 
 def answers_by_policy(responses: pd.DataFrame, n_prompts: int) -> Styler:
-    """Show what each policy answers to the first prompts: a row per prompt, a column per policy."""
+    """Show what each policy answers first to the first prompts: a row per prompt, a column per policy."""
     shown = responses["prompt_id"].unique()[:n_prompts]
-    rows = responses[responses["prompt_id"].isin(shown)]
+    rows = responses[responses["prompt_id"].isin(shown) & (responses["sample"] == 0)]
     table = rows.pivot(index="prompt_id", columns="policy", values="response").loc[shown, rows["policy"].unique()]
     questions = rows.drop_duplicates("prompt_id").set_index("prompt_id")["prompt"]
     table.insert(0, "prompt", [questions[prompt_id][-1]["content"] for prompt_id in shown])

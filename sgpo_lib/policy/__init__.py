@@ -5,6 +5,7 @@ This room knows tokens, log-probabilities and adapters. It knows nothing of judg
 
 from sgpo_lib.policy.checks import check_complete
 from sgpo_lib.policy.export import merge, push_to_hub
+from sgpo_lib.policy.kl_matching import match_kl, stepwise_kl
 from sgpo_lib.policy.loading import choose_device, choose_dtype
 from sgpo_lib.policy.model import Policy
 from sgpo_lib.policy.sampling import generate
@@ -17,8 +18,10 @@ __all__ = [
     "choose_dtype",
     "embed",
     "generate",
+    "match_kl",
     "merge",
     "push_to_hub",
     "sampled_kl",
     "sequence_log_probs",
+    "stepwise_kl",
 ]

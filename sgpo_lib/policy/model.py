@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.helpers import rescale_adapter_scale
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -162,6 +163,22 @@ class Policy:
             if self._sft is None:
                 self._sft = load_model(resolve(self.params.name_or_path), self.params).eval()
             yield self._sft.to(choose_device(self.params.device))
+
+    @contextlib.contextmanager
+    def scaled(self, alpha: float) -> Iterator[None]:
+        """Multiply what the adapter adds to the SFT model: by 0 this is the SFT model, by 1 the policy itself.
+
+        Raises
+        ------
+        ValueError : if there is no adapter.
+        """
+        if not isinstance(self.model, PeftModel):
+            raise ValueError(
+                "only an adapter can be scaled: this policy is the SFT model itself, or all its weights were trained "
+                "(model.lora: null), and then what training added is not kept apart."
+            )
+        with rescale_adapter_scale(self.model, alpha):
+            yield
 
     def save(self, folder: Path) -> None:
         """Write the adapter, or the full weights, with the tokenizer; plain transformers or PEFT loads it.

@@ -9,6 +9,8 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sgpo_lib import data
 from sgpo_lib.data import hub
@@ -19,6 +21,7 @@ REAL_PAIRS = Path(__file__).parents[3] / "shared" / "data" / "gpt4_preferences_s
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 NOBODY_LISTENS = "http://127.0.0.1:9"
 
+BUILTIN = data.load("builtin")
 PLAIN = {"prompt": "Hello?", "chosen": "Hi!", "rejected": "Go away."}
 
 
@@ -526,6 +529,49 @@ def test_prompt_id_depends_on_roles_and_contents_only():
     assert data.prompt_id(prompt) == data.prompt_id([{"content": "Hello?", "role": "user"}])
     assert data.prompt_id(prompt) != data.prompt_id([assistant("Hello?")])
     assert re.fullmatch("[0-9a-f]{12}", data.prompt_id(prompt))
+
+
+# --- forms kept from training
+
+
+@given(
+    n_forms=st.integers(1, 26),
+    shares=st.tuples(*[st.floats(0, 0.25)] * 4),
+    n_evaluation=st.integers(1, 80),
+    shuffle_seed=st.integers(0, 99),
+    seed=st.none() | st.integers(0, 99),
+)
+def test_no_form_of_an_evaluation_prompt_is_trained_on(n_forms, shares, n_evaluation, shuffle_seed, seed):
+    table = BUILTIN
+    n_seed, n_calibration, *rounds = (int(share * 80 * (27 - n_forms)) for share in shares)
+    sizes = {"n_calibration": n_calibration, "held_out_forms": n_forms}
+    splits = data.split(table, n_seed, rounds, n_evaluation, shuffle_seed, seed, **sizes)
+    form = table.set_index("prompt_id")["form"]
+    trained = pd.concat([splits.seed, splits.calibration, *splits.rounds, splits.training_pool])["prompt_id"]
+    assert not set(form[trained]) & set(form[splits.evaluation["prompt_id"]])
+    assert len(splits.training_pool) == 80 * (27 - n_forms)
+    assert len(splits.evaluation) == n_evaluation
+    other = data.split(table, 0, [], n_evaluation, shuffle_seed, 7, held_out_forms=n_forms)
+    pd.testing.assert_frame_equal(splits.evaluation, other.evaluation)
+    pd.testing.assert_frame_equal(splits.training_pool, other.training_pool)
+
+
+def test_six_forms_held_out_are_480_prompts_and_leave_1680():
+    splits = data.split(BUILTIN, 1440, [192], 480, shuffle_seed=42, seed=0, n_calibration=48, held_out_forms=6)
+    assert splits.evaluation["form"].value_counts().tolist() == [80] * 6
+
+
+@pytest.mark.parametrize("sizes", [{"n_seed": 1681, "n_evaluation": 1}, {"n_seed": 1, "n_evaluation": 481}])
+def test_held_out_forms_that_leave_too_few_prompts_say_how_many_there_are(sizes):
+    with pytest.raises(ValueError, match="held_out_forms: 6 there are 480 prompts to evaluate on and 1680 for all"):
+        data.split(BUILTIN, n_rounds=[], shuffle_seed=0, held_out_forms=6, **sizes)
+
+
+def test_forms_cannot_be_held_out_of_data_without_them():
+    with pytest.raises(ValueError, match="2 of 2160 prompts have no form, so that none can be kept from training"):
+        data.split(BUILTIN.assign(form=BUILTIN["form"].mask(BUILTIN.index < 2)), 1, [], 1, 0, held_out_forms=1)
+    with pytest.raises(ValueError, match="40 of 40 prompts have no form"):
+        data.split(pairs_on_shared_prompts(40), 1, [], 1, 0, held_out_forms=1)
 
 
 # --- seed selection

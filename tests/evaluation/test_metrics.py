@@ -26,9 +26,11 @@ from sgpo_lib.params import LoraParams, ModelParams, load_params
 from sgpo_lib.policy import Policy, generate, sampled_kl
 
 
-def _responses(**texts: list[str]) -> pd.DataFrame:
+def _responses(n_samples: int = 1, **texts: list[str]) -> pd.DataFrame:
+    """Answers of each policy, `n_samples` to a prompt."""
     rows = [
-        {"policy": policy, "prompt_id": f"p{i}", "response": text, "kl": 0.0 if policy == "sft" else 1.0}
+        {"policy": policy, "response": text, "kl": 0.0 if policy == "sft" else 1.0}
+        | {"prompt_id": f"p{i // n_samples}", "sample": i % n_samples}
         for policy, answers in texts.items()
         for i, text in enumerate(answers)
     ]
@@ -147,7 +149,7 @@ def test_intervals_by_form_cover_where_forms_do_not_matter():
 
 def test_prompts_of_a_form_that_all_do_the_same_count_as_one():
     rng = np.random.default_rng(8)
-    one = pd.DataFrame({"prompt_id": [f"p{i}" for i in range(30)], "win": rng.choice([0, 0.5, 1], 30)})
+    one = pd.DataFrame({"prompt_id": [f"p{i}" for i in range(30)], "sample": 0, "win": rng.choice([0, 0.5, 1], 30)})
     one = one.assign(policy="dpo", form=one["prompt_id"], kl=1.0, words=9, characters=rng.integers(20, 200, 30))
     sft = one.assign(policy="sft", kl=0.0, win=0.5, characters=90)
     four = pd.concat([table.assign(prompt_id=table["prompt_id"] + f"-{i}") for i in range(4) for table in (sft, one)])
@@ -180,7 +182,7 @@ def test_every_interval_draws_as_often_as_asked():
     }
     summary = summarize(judge(_responses(**texts), GoldJudge()), n_bootstrap=1)["dpo"]
     intervals = [value for value in summary.values() if isinstance(value, dict)]
-    assert len(intervals) == 6
+    assert len(intervals) == 7
     assert all(interval["low"] == interval["high"] for interval in intervals)
 
 
@@ -189,6 +191,72 @@ def test_judgements_keep_the_form_of_their_prompts():
     assert "form" not in judge(responses, GoldJudge())
     forms = ["x", "y", "x", "y"]
     assert judge(responses.assign(form=forms), GoldJudge())["form"].tolist() == forms
+
+
+# --- several answers to a prompt
+
+TEXTS = st.sampled_from(["good", "bad", "fine day", "I love it so much", "the cat sat", "awful"])
+
+
+@given(st.data(), st.integers(1, 3), st.integers(1, 4))
+def test_win_rate_and_gain_are_means_over_all_pairs_of_answers_to_a_prompt(data, n_samples, n_prompts):
+    n = n_samples * n_prompts
+    sft, dpo = (data.draw(st.lists(TEXTS, min_size=n, max_size=n)) for _ in range(2))
+    summary = summarize(judge(_responses(n_samples, sft=sft, dpo=dpo), GoldJudge()), n_bootstrap=5)
+    gold = dict(zip(sft + dpo, GoldJudge().score(sft + dpo), strict=True))
+    ahead = [
+        gold[ours] - gold[theirs]
+        for i in range(0, n, n_samples)
+        for ours in dpo[i : i + n_samples]
+        for theirs in sft[i : i + n_samples]
+    ]
+    assert summary["dpo"]["win_rate"]["mean"] == pytest.approx(50 * (1 + np.sign(ahead)).mean())
+    assert summary["dpo"]["gold_reward_vs_sft"]["mean"] == pytest.approx(np.mean(ahead))
+    assert summary["sft"]["win_rate"]["mean"] == pytest.approx(50)
+    assert summary["sft"]["gold_reward_vs_sft"]["mean"] == pytest.approx(0)
+
+
+def test_answers_to_a_prompt_are_drawn_together():
+    rng = np.random.default_rng(10)
+    one = {name: list(rng.choice(["good", "awful", "the cat sat"], 30)) for name in ("sft", "dpo")}
+    twice = {name: [text for text in texts for _ in range(2)] for name, texts in one.items()}
+    expected = summarize(judge(_responses(**one), GoldJudge()), n_bootstrap=200)["dpo"]
+    found = summarize(judge(_responses(2, **twice), GoldJudge()), n_bootstrap=200)["dpo"]
+    assert [found.pop(name) for name in ("n_prompts", "n_samples", "n_clusters")] == [30, 2, 30]
+    for name in ("gold_reward", "gold_reward_vs_sft", "sentiment", "words", "win_rate"):
+        assert found[name] == pytest.approx(expected[name]), name
+
+
+def test_length_control_takes_away_a_pure_length_effect_between_several_answers():
+    rng = np.random.default_rng(11)
+    n, k = 3000, 2
+    policy, sft = rng.normal(100, 40, (n, k)), rng.normal(140, 40, (n, k))
+    shorter_by = sft[:, None, :] - policy[:, :, None]  # of every pair
+    pairs = rng.random((n, k, k)) < 1 / (1 + np.exp(-2 * np.tanh(shorter_by / shorter_by.std())))
+    rows = pd.DataFrame({"prompt_id": np.repeat(np.arange(n).astype(str), k), "sample": np.tile(np.arange(k), n)})
+    judgements = [
+        rows.assign(policy="sft", words=1, kl=0.0, characters=sft.ravel(), win=0.5),
+        rows.assign(policy="dpo", words=1, kl=0.0, characters=policy.ravel(), win=pairs.mean(axis=2).ravel()),
+    ]
+    summary = summarize(pd.concat(judgements, ignore_index=True), n_bootstrap=5)["dpo"]
+    assert summary["win_rate"]["mean"] > 60
+    assert summary["length_controlled_win_rate"]["mean"] == pytest.approx(50, abs=3)
+
+
+def test_sentiment_is_the_gold_reward_without_the_penalty_on_words():
+    judgements = judge(_responses(sft=["good day"], dpo=["good " * 33]), GoldJudge(word_limit=30, word_penalty=0.02))
+    np.testing.assert_allclose(judgements["sentiment"] - judgements["gold_reward"], [0, 0.06], atol=1e-12)
+
+
+def test_a_policy_scaled_to_a_kl_has_a_row_beside_its_own():
+    responses = _responses(sft=["good", "bad"], dpo=["fine", "good"]).assign(matched_kl=np.nan)
+    scaled = responses[responses["policy"] == "dpo"].assign(matched_kl=6.0, kl=6.1, response=["bad", "awful"])
+    summary = summarize(judge(pd.concat([responses, scaled], ignore_index=True), GoldJudge()), n_bootstrap=5)
+    assert list(summary) == ["sft", "dpo", "dpo @ 6 nats"]
+    assert (summary["dpo"]["kl"]["mean"], summary["dpo @ 6 nats"]["kl"]["mean"]) == (1, 6.1)
+    assert summary["dpo @ 6 nats"]["gold_reward"]["mean"] < summary["dpo"]["gold_reward"]["mean"]
+    assert summary["dpo @ 6 nats"]["matched_kl"] == 6
+    assert "matched_kl" not in summary["dpo"]
 
 
 # --- summaries
@@ -221,8 +289,10 @@ def test_summary_refuses_a_kl_that_is_not_a_number():
 
 def test_rewards_are_paired_by_prompt_whatever_the_order_of_the_rows():
     responses = _responses(sft=["bad", "great", "fine day"], dpo=["great", "great", "awful"])
-    in_order = judge(responses, GoldJudge()).set_index(["policy", "prompt_id"])
-    shuffled = judge(responses.sample(frac=1, random_state=0), GoldJudge()).set_index(["policy", "prompt_id"])
+    in_order, shuffled = (
+        judge(rows, GoldJudge()).set_index(["policy", "prompt_id"])
+        for rows in (responses, responses.sample(frac=1, random_state=0))
+    )
     pd.testing.assert_frame_equal(shuffled.loc[in_order.index], in_order)
     assert in_order.loc["dpo", "win"].tolist() == [1.0, 0.5, 0.0]
 
@@ -243,7 +313,7 @@ def test_a_policy_that_always_wins_has_a_win_rate_of_100():
 
 def test_without_a_gold_user_length_and_kl_remain():
     summary = summarize(judge(_responses(sft=["a b", "c"], dpo=["d", "e f g"]), None), n_bootstrap=50)
-    assert set(summary["dpo"]) == {"words", "kl", "n_prompts", "n_clusters"}
+    assert set(summary["dpo"]) == {"words", "kl", "n_prompts", "n_samples", "n_clusters"}
     assert summary_table(summary).columns.tolist() == ["words", "KL to SFT (nats)"]
 
 

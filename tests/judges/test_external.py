@@ -22,6 +22,7 @@ RESPONSES = pd.DataFrame(
         "prompt": [[{"role": "user", "content": "How is it?"}]] * 4,
         "response": TEXTS,
         "policy": ["sft", "dpo"] * 2,
+        "sample": 0,
         "kl": 0.0,
     }
 )
@@ -73,6 +74,25 @@ def test_equal_answers_tie_whatever_rounding_makes_of_their_scores(monkeypatch, 
     wins, _ = external.wins_over_sft(None, same, tmp_path)
     assert wins.tolist()[:3] == [0.5, 0.5, 0.5]
     assert wins[3] in (0, 1)
+
+
+def test_every_answer_meets_each_of_the_sft_models_and_these_meet_nobody(monkeypatch, tmp_path):
+    asked = []
+
+    class PrefersTheLonger:
+        def compare(self, prompts, first, second):
+            asked.extend(zip(first, second, strict=True))
+            preference = [float(len(a) > len(b)) for a, b in asked]
+            return pd.DataFrame({"preference": preference, "in_order": preference, "swapped": preference})
+
+    monkeypatch.setattr(external, "load_judge", lambda params, cache: PrefersTheLonger())
+    monkeypatch.setattr(external, "_usage", lambda judge: {})
+    prompt = [{"role": "user", "content": "How is it?"}]
+    rows = {"prompt_id": "a", "prompt": [prompt] * 4, "policy": ["sft", "dpo", "sft", "dpo"], "sample": [0, 0, 1, 1]}
+    responses = pd.DataFrame(rows | {"response": ["1", "22", "333", "4444"]})
+    wins, _ = external.wins_over_sft(None, responses, tmp_path)
+    assert wins.tolist() == [0.5, 0.5, 0.5, 1.0]
+    assert sorted(asked) == [("22", "1"), ("22", "333"), ("4444", "1"), ("4444", "333")]
 
 
 def test_a_language_model_behind_an_endpoint_ranks_and_evaluates_and_what_it_said_is_counted(

@@ -43,6 +43,8 @@ _OPTIONAL = {
     "split",
     "revision",
     "seed_selection",
+    "held_out_forms",
+    "match_kl",
     "label_noise",
     "n_calibration",
     "n_pieces",

@@ -157,6 +157,16 @@ def test_stages_count_what_the_notebooks_do():
     assert made["evaluation"].scored == 4 * 128 * 90
 
 
+def test_answers_of_the_evaluation_are_planned_as_often_as_asked_and_once_more_at_each_kl():
+    options = {"model.dtype": "float32", "evaluation.n_samples": 2, "evaluation.match_kl": [3, 6]}
+    params = params_of("smollm2-135m", **options)
+    config = find_config(params.model)[0]
+    *_, made = stages(params, Shape(config, params.model, False), Lengths(40, 50, 128, 64))
+    search = 4 * 2 * 3 * 96
+    assert made.generated == ((2 + 3) + 4 * 2) * 128 * 2 * 50 + search * 50
+    assert made.scored == (4 + 4 * 2) * 128 * 2 * 90 + 2 * search * 90
+
+
 def test_calibration_prompts_are_planned_with_two_answers_as_rounds_have():
     params = params_of("study", **{"model.dtype": "float32"})
     config = find_config(params.model)[0]

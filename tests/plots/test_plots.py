@@ -74,13 +74,31 @@ def test_gains_without_a_gold_user_show_every_rate_that_is_known():
     assert {60.0, 57.0} <= drawn
 
 
+def test_policies_scaled_to_a_kl_are_drawn_in_the_plane_of_reward_and_kl_only():
+    def row(kl, **more):
+        names = ("gold_reward", "win_rate", "length_controlled_win_rate")
+        return (
+            {name: {"mean": 60.0 + kl, "low": 55.0, "high": 90.0} for name in names}
+            | {"kl": {"mean": kl, "low": kl, "high": kl}}
+            | more
+        )
+
+    summary = {"sft": row(0.0), "dpo": row(8.0), "dpo @ 6 nats": row(6.0, matched_kl=6.0), "round-1": row(14.0)}
+    axes = plots.gains(summary).axes
+    assert [len(axis.get_xticklabels()) for axis in axes[:2]] == [3, 2]
+    points = {line.get_xdata()[0] for line in axes[2].lines if len(line.get_xdata()) == 1}
+    assert points == {0.0, 8.0, 6.0, 14.0}
+    np.testing.assert_array_equal(axes[2].lines[0].get_xdata(), [0.0, 8.0, 14.0])
+
+
 def test_prompts_with_the_same_last_message_keep_their_own_answers():
     user = [{"role": "user", "content": "Go on."}]
     prompts = {"a": user, "b": [{"role": "system", "content": "Be brief."}, *user]}
     rows = [
-        {"prompt_id": key, "prompt": prompt, "policy": policy, "response": f"{policy} to {key}"}
+        {"prompt_id": key, "prompt": prompt, "policy": policy, "sample": sample, "response": f"{policy} to {key}" + end}
         for policy in ("sft", "dpo")
         for key, prompt in prompts.items()
+        for sample, end in enumerate(("", " again"))
     ]
     shown = plots.answers_by_policy(pd.DataFrame(rows), n_prompts=2).data
     assert shown.to_dict("list") == {
