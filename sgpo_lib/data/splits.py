@@ -90,7 +90,9 @@ def split(
         Number of distinct prompts of each round.
     shuffle_seed : int
         Orders the prompts as `datasets.Dataset.shuffle` does. The evaluation prompts are the last of that
-        order, so they depend on nothing else; the seed and the rounds follow each other from its start.
+        order, so they depend on nothing else. The seed is at its start, and the rounds lie before evaluation and
+        calibration, the first one last: labels can be added without changing a round, and rounds without
+        changing another one or the labels; a smaller seed is part of a larger one.
     seed : int, optional
         The run's seed: re-orders all prompts but the evaluation's.
     select : callable, optional
@@ -146,11 +148,11 @@ def split(
     if len(chosen) != n_seed or len(set(chosen.tolist()) & set(range(len(candidates)))) != n_seed:
         raise ValueError(f"select must return {n_seed} distinct positions from 0 to {len(candidates) - 1}")
     unlabelled = candidates.drop(index=chosen)
-    ends = np.cumsum([0, *n_rounds])
+    ends = len(unlabelled) - np.cumsum([0, *n_rounds])
     return Splits(
         seed=_rows_of(data, candidates["prompt_id"].iloc[chosen]),
         calibration=_rows_of(data, prompts["prompt_id"].iloc[calibration]),
-        rounds=[unlabelled.iloc[start:end].reset_index(drop=True) for start, end in itertools.pairwise(ends)],
+        rounds=[unlabelled.iloc[start:end].reset_index(drop=True) for end, start in itertools.pairwise(ends)],
         evaluation=_rows_of(data, prompts["prompt_id"].iloc[evaluation]),
         training_pool=training_pool,
     )

@@ -13,6 +13,7 @@ from sgpo_lib.leader.modes import MODES, Objective, as_table, objective, trainin
 _LATER = {
     "KnownReferencesTrainer": "known_references",
     "LOSS_COLUMNS": "trainer",
+    "NEUTRAL": "trainer",
     "WeightedDPOTrainer": "trainer",
     "train": "training",
     "training_metrics": "training",

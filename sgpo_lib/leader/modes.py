@@ -79,6 +79,11 @@ def _transport(pairs, worst, leader):
     return {"loss_moved": worst["moved"], "loss_displacement": worst["displacement"]}
 
 
+def _random(pairs, worst, leader):
+    dealt = np.random.default_rng(0).permutation(len(pairs))
+    return {name: np.asarray(values)[dealt] for name, values in _transport(pairs, worst, leader).items()}
+
+
 def _envelope(pairs, worst, leader):
     moved = np.asarray(worst["moved"])
     counts = np.asarray(pairs["margin"] == worst["margin"], dtype=float)  # a margin clipped to the support does not
@@ -107,6 +112,13 @@ MODES: dict[str, Mode] = {
         "ssapo",
         faces_follower=True,
         columns=_transport,
+    ),
+    "random": Mode(
+        r"(1-t_{\rho(i)})\,\ell(\xi_i)+t_{\rho(i)}\,\ell(\xi_i-d_{\rho(i)})",
+        "placebo: the worst case's displacements, dealt to random pairs",
+        "ssapo-random",
+        faces_follower=True,
+        columns=_random,
     ),
     "envelope": Mode(
         r"(1-t_i)\,\ell(\xi_i)-t_i\lambda^*\xi_i",

@@ -31,8 +31,8 @@ from sgpo_lib.leader.packing import pack, packed_log_probs
 
 _ROUNDING = 1e-6  # by which a sum of fractions may exceed 1
 # Column of the loss: its value where a dataset lacks it.
-_DEFAULTS = {"loss_weight": 1.0, "loss_slope": 0.0, "loss_moved": 0.0, "loss_displacement": 0.0}
-LOSS_COLUMNS = tuple(_DEFAULTS)
+NEUTRAL = {"loss_weight": 1.0, "loss_slope": 0.0, "loss_moved": 0.0, "loss_displacement": 0.0}
+LOSS_COLUMNS = tuple(NEUTRAL)
 _NOT_FOR_THE_MODEL = {"completion_mask", *REFERENCES, *LOSS_COLUMNS}
 # Of the options that DPOConfig adds to transformers' own; any other, also one that a later TRL adds, must be left as
 # it is, because the loss here would ignore it.
@@ -80,7 +80,7 @@ class _LossColumnsCollator:
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(examples)
-        for column, default in _DEFAULTS.items():
+        for column, default in NEUTRAL.items():
             batch[column] = torch.tensor([float(example.get(column, default)) for example in examples])
         return batch
 
@@ -143,7 +143,7 @@ class WeightedDPOTrainer(KnownReferencesTrainer):
             )
         limits = {"loss_weight": (0.0, math.inf), "loss_moved": (0.0, 1.0 + _ROUNDING)}
         if self._batch_loss is not None:  # which would ignore any other value
-            limits = {column: (default, default) for column, default in _DEFAULTS.items()}
+            limits = {column: (default, default) for column, default in NEUTRAL.items()}
         dataset = checked(dataset, dataset_name, dict.fromkeys(LOSS_COLUMNS, FINITE) | limits)
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
 

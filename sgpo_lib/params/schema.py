@@ -189,6 +189,10 @@ class LeaderParams(TrainingParams):
     )
     reference: Literal["previous", "initial"] = "previous"
     accumulate: bool = Field(False, description="train round t on the pairs of rounds 1..t")
+    replay: float = Field(
+        0.0, ge=0, lt=1, description="share of a round's rows that are pairs of the labelled seed, in place of its own"
+    )
+    shuffle: int = Field(0, ge=0, description="another order of the rows and nothing else: a placebo")
     label_smoothing: float = Field(
         0.1, gt=0, lt=0.5, description="share of wrong labels that spa, label-smoothing and robust assume"
     )

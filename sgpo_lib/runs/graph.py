@@ -114,7 +114,8 @@ class Node:
             return [step("annotation", t) for t in ((self.round, self.round - 1) if compared else (self.round,))]
         if self.name == "leader":
             follower = [step("follower", self.round)] if self.run.params.leader.faces_follower else []
-            return [before, step("annotation", self.round), *follower]
+            seed = [step("seed_dpo")] if self.run.params.leader.replay and self.round > 1 else []
+            return [before, step("annotation", self.round), *follower, *seed]
         if not self.run.rounds:
             return [step("seed_dpo")]
         return [self.run.seed_only.step("evaluation"), *(step("leader", t) for t in self.run.rounds)]

@@ -9,7 +9,7 @@ This room knows the order of things and what each leaves where. What the things 
 """
 
 from sgpo_lib.steps.seed import choose_prompts, label_calibration, label_seed
-from sgpo_lib.steps.update import Update, finish, load_policy, round_update, seed_update, train
+from sgpo_lib.steps.update import Update, finish, load_policy, round_update, seed_update, train, with_replay
 
 __all__ = [
     "Update",
@@ -21,4 +21,5 @@ __all__ = [
     "round_update",
     "seed_update",
     "train",
+    "with_replay",
 ]

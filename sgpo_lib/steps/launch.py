@@ -58,7 +58,10 @@ def make_step(run: Run, round: int | None) -> None:
         update = steps.seed_update(read_parquet(step.folder / "pairs.parquet"))
     else:
         update = steps.round_update(step)
-    log = steps.train(step, steps.load_policy(step), update)
+    policy = steps.load_policy(step)
+    if round is not None:
+        update = steps.with_replay(step, policy, update)
+    log = steps.train(step, policy, update)
     if state.is_main_process:
         steps.finish(step, update, log, n_processes=state.num_processes)
     state.wait_for_everyone()

@@ -1,12 +1,13 @@
 """An update of the policy, seed DPO's or a round's: from which policy, on which rows, by which objective."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from accelerate import PartialState
 
-from sgpo_lib import data, leader
+from sgpo_lib import annotation, data, leader
 from sgpo_lib.follower import make_support
 from sgpo_lib.policy.model import Policy
 from sgpo_lib.runs.step import Step
@@ -79,6 +80,36 @@ def round_update(step: Step) -> Update:
     return Update(rows, objective, {"n_rows": len(rows), "n_moved": n_moved})
 
 
+def with_replay(step: Step, policy: Policy, update: Update) -> Update:
+    """Put pairs of the labelled seed in the place of a share `leader.replay` of a round's rows, drawn at random.
+
+    The number of rows, and so of steps, stays. A replayed row is a plain DPO row with its label, its margin measured
+    as the round's are. The follower has not seen it. So does DICE (Chen et al., ICLR 2025, arXiv 2406.09760) mix its
+    rounds. Without replay the update is returned as it is.
+
+    Parameters
+    ----------
+    policy : pi_{t-1}, which scores the replayed pairs where `leader.reference` is "previous".
+    """
+    run, params = step.run, step.run.params.leader
+    if not params.replay:
+        return update
+    labelled = run.step("seed_dpo").load("pairs.parquet")
+    rng = np.random.default_rng([step.seed, 1])
+    replaced = rng.permutation(len(update.rows))[: round(params.replay * len(update.rows))]
+    n_times = -(-len(replaced) // len(labelled))
+    drawn = np.concatenate([rng.permutation(len(labelled)) for _ in range(n_times)])[: len(replaced)]
+    pairs = labelled.iloc[drawn].reset_index(drop=True)
+    if params.reference == "previous":
+        with step.timed("score"):
+            pairs = annotation.rescore(policy, pairs)
+    rows = leader.with_references(pairs, params.reference).assign(loss_weight=data.loss_weights(pairs))
+    own = update.rows.drop(index=replaced)
+    mixed = pd.concat([own, rows.set_index(replaced).filter([*own, "loss_weight"])]).sort_index()
+    mixed = mixed.fillna({name: value for name, value in leader.NEUTRAL.items() if name in mixed})
+    return replace(update, rows=mixed, counts=update.counts | {"n_replayed": len(replaced)})
+
+
 def train(step: Step, policy: Policy, update: Update) -> pd.DataFrame:
     """Train the policy in place; write it to `policy/` and the log to `training_log.parquet`.
 
@@ -90,12 +121,11 @@ def train(step: Step, policy: Policy, update: Update) -> pd.DataFrame:
     """
     params = step.run.params
     training = params.seed_dpo if step.name == "seed_dpo" else params.leader
+    seed = step.seed + (0 if step.name == "seed_dpo" else params.leader.shuffle)
     logs = step.folder / "logs"  # of the trackers that `report_to` names, such as TensorBoard
     unfinished = step.folder / ".policy.trained.tmp"  # one name for all processes, as each may write its part
     with step.timed("train"):
-        log = leader.train(
-            policy, update.rows, training, params.beta, step.seed, update.objective, logs, save_to=unfinished
-        )
+        log = leader.train(policy, update.rows, training, params.beta, seed, update.objective, logs, save_to=unfinished)
     if PartialState().is_main_process:
         with step.replacing("policy") as folder:
             unfinished.rename(folder)

@@ -461,8 +461,9 @@ def test_order_is_that_of_a_shuffled_dataset():
     table = data.load("builtin")
     shuffled = datasets.Dataset.from_dict({"id": table["prompt_id"].to_list()}).shuffle(seed=42)["id"]
     splits = data.split(table, 20, [80, 200], 0, shuffle_seed=42)
-    ids = pd.concat(parts_of(splits))["prompt_id"].to_list()
-    assert ids == list(shuffled)[:300]
+    assert splits.seed["prompt_id"].to_list() == list(shuffled)[:20]
+    first, second = (part["prompt_id"].to_list() for part in splits.rounds)
+    assert second + first == list(shuffled)[-280:]
 
 
 def test_selected_prompts_become_the_seed_and_leave_the_rounds():
@@ -670,3 +671,15 @@ def test_real_preferences_load_and_split_by_prompt():
     splits = data.split(table, 100, [50, 50], 100, shuffle_seed=42, seed=0)
     ids = [prompt_id for part in parts_of(splits) for prompt_id in part["prompt_id"].unique()]
     assert len(ids) == len(set(ids)) == 300
+
+
+@given(st.integers(1, 20), st.integers(0, 20), st.integers(0, 5))
+def test_more_labels_or_rounds_change_no_round_and_no_label_that_was_there(n_seed, more, seed):
+    table = data.with_ids(pd.DataFrame({"prompt": [f"prompt {i}" for i in range(80)]}))
+    few, many = (data.split(table, n, [6, 4], 10, 0, seed, n_calibration=5) for n in (n_seed, n_seed + more))
+    longer = data.split(table, n_seed, [6, 4, 3], 10, 0, seed, n_calibration=5)
+    for other in (many, longer):
+        pd.testing.assert_frame_equal(other.seed.head(n_seed), few.seed)
+        pd.testing.assert_frame_equal(other.calibration, few.calibration)
+        for mine, same in zip(few.rounds, other.rounds, strict=False):
+            pd.testing.assert_frame_equal(mine, same)

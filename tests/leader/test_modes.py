@@ -175,6 +175,14 @@ def test_the_number_of_tangents_does_not_change_what_transport_trains_on(margins
         np.testing.assert_allclose(tangents.displacement, exact.displacement, atol=1e-9)
 
 
+@given(found, radii)
+def test_the_random_adversary_spends_the_same_budget_on_other_pairs(margins, radius):
+    worst = follower.worst_case(margins, radius)
+    chosen, dealt = (training_rows(pairs_with(margins), table(worst), leader(mode)) for mode in ("transport", "random"))
+    columns = ["loss_moved", "loss_displacement"]
+    assert sorted(map(tuple, chosen[columns].to_numpy())) == sorted(map(tuple, dealt[columns].to_numpy()))
+
+
 # --- the losses that the trainers report, on a real (tiny) policy
 
 

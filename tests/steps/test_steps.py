@@ -33,6 +33,61 @@ def test_the_seed_step_leaves_labels_policy_and_record(seeded):
     assert (step.load("policy") / "adapter_model.safetensors").exists()
 
 
+def annotated(run):
+    """Annotate the first round of a run, and solve for its worst case."""
+    params, step = run.params, run.step("annotation", 1).begin()
+    policy = steps.load_policy(step)
+    labelled = run.step("seed_dpo").load("prompts.parquet")
+    pool = data.prepare(params.data, params.root, 0, labelled=labelled).rounds[0]
+    responses = annotation.respond(policy, pool, params.generation, step.seed)
+    responses = annotation.with_implicit_rewards(policy, responses, params.beta)
+    pairs = annotation.with_margins(annotation.rank(responses, by="implicit_reward"))
+    step.save("responses.parquet", responses)
+    step.save("pairs.parquet", pairs)
+    step.save("labelled_margins.parquet", pd.DataFrame({"margin": [0.1]}))
+    step.finish()
+    step = run.step("follower", 1).begin()
+    step.save("worst_case.parquet", pd.DataFrame(follower.worst_case(pairs["margin"], 0.3).per_pair()))
+    step.finish()
+
+
+@pytest.mark.parametrize("reference", ["previous", "initial"])
+def test_replayed_rows_are_seed_pairs_in_place_of_as_many_measured_from_the_same_policy(seeded, reference):
+    overrides = {"leader.replay": 0.5, "leader.reference": reference}
+    run = Run.open(
+        seeded.params.root / "params/tiny.yaml",
+        overrides={"data.label_noise": 0.25, "data.n_calibration": 4} | overrides,
+    )
+    annotated(run)
+    step = run.step("leader", 1).begin()
+    plain, policy = steps.round_update(step), steps.load_policy(step)
+    update = steps.with_replay(step, policy, plain)
+    labelled = run.step("seed_dpo").load("pairs.parquet")
+    replayed = update.rows["prompt_id"].isin(labelled["prompt_id"])
+    assert len(update.rows) == len(plain.rows) == 4
+    assert replayed.sum() == update.counts["n_replayed"] == 2
+    pd.testing.assert_frame_equal(
+        update.rows.loc[~replayed, plain.rows.columns], plain.rows[~replayed], check_dtype=False
+    )
+    assert (update.rows.loc[replayed, ["loss_moved", "loss_displacement"]] == 0).all(axis=None)
+    assert (update.rows["loss_weight"] == 1).all()
+    log = steps.train(step, policy, update)
+    if reference == "previous":  # from pi_0, which is the reference too, so that every margin begins at 0
+        assert log["rewards/margins"].iloc[0] == pytest.approx(0, abs=1e-4)
+
+
+def test_another_shuffle_trains_the_same_rows_in_another_order(seeded):
+    annotated(seeded)
+    overrides = {"data.label_noise": 0.25, "data.n_calibration": 4, "leader.per_device_train_batch_size": 1}
+    logs = []
+    for shuffle in (0, 0, 3):
+        file = seeded.params.root / "params/tiny.yaml"
+        step = Run.open(file, overrides=overrides | {"leader.shuffle": shuffle}).step("leader", 1).begin()
+        logs.append(steps.train(step, steps.load_policy(step), steps.round_update(step)))
+    assert logs[0]["loss"].tolist() == logs[1]["loss"].tolist() != logs[2]["loss"].tolist()
+    assert logs[0].attrs == logs[2].attrs
+
+
 def test_a_round_is_updated_on_its_worst_case_from_the_policy_before(seeded):
     params, step = seeded.params, seeded.step("annotation", 1).begin()
     policy = steps.load_policy(step)
