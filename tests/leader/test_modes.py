@@ -397,7 +397,7 @@ def test_a_new_mode_is_an_entry_of_the_registry(policy, monkeypatch):
 
 
 def test_every_mode_of_the_params_has_a_test():
-    assert {*LOSSES, "transport", "envelope", "pieces", "flips", "spa"} == set(MODES)
+    assert {*LOSSES, "transport", "random", "envelope", "pieces", "flips", "spa"} == set(MODES)
 
 
 def test_a_training_shorter_than_its_logging_interval_has_a_log(policy):
