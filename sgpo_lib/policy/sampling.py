@@ -106,7 +106,9 @@ def _answers(
         return _all(_by_generate, model, begin(), *how)
 
 
-def _all(draw_all: Callable[..., Iterator[Answer]], model: torch.nn.Module, answers: list[Answer], *how) -> list[Answer]:
+def _all(
+    draw_all: Callable[..., Iterator[Answer]], model: torch.nn.Module, answers: list[Answer], *how
+) -> list[Answer]:
     with tqdm(total=len(answers), desc="generate", unit="response") as progress:
         for _ in draw_all(model, answers, *how):
             progress.update()
@@ -123,9 +125,7 @@ def _by_generate(
     n_at_once: int,
 ) -> Iterator[Answer]:
     """Do what `decode` does, for any model, a batch after the other."""
-    config = GenerationConfig(
-        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=stop[0]
-    )
+    config = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=stop[0])
     with _generating_by(model, config):
         for start in range(0, len(answers), n_at_once):
             batch = answers[start : start + n_at_once]
