@@ -114,7 +114,7 @@ def by_vllm(python: str, adapter: Path, base: Path, policy: Policy, prompts: lis
         "repeats": asked.repeats,
     }
     file.write_text(json.dumps(settings))
-    subprocess.run([python, "-c", VLLM, file], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([python, "-c", VLLM, file], check=True, stdout=sys.stderr)
     return json.loads(file.read_text())
 
 
