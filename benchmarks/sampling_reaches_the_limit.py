@@ -42,7 +42,8 @@ from vllm.lora.request import LoRARequest
 
 asked = json.load(open(sys.argv[1]))
 llm = LLM(asked["model"], dtype=asked["dtype"], enable_lora=True, max_lora_rank=asked["rank"],
-          max_num_seqs=asked["batch_size"], max_model_len=512, generation_config="vllm", enable_prefix_caching=False)
+          max_num_seqs=asked["batch_size"], max_model_len=512, generation_config="vllm", enable_prefix_caching=False,
+          gpu_memory_utilization=0.4)  # of the main memory, where there is no GPU
 sampling = SamplingParams(temperature=asked["temperature"], max_tokens=asked["max_new_tokens"],
                           stop_token_ids=asked["stop"], logprobs=0, detokenize=False)
 rates = []
