@@ -178,6 +178,11 @@ def packed_log_probs(model: torch.nn.Module, rows: PackedRows, temperature: floa
     return log_probs.new_zeros(rows.n_answers).index_add(0, rows.answer, log_probs)
 
 
+def has_scoring_head(model: torch.nn.Module) -> bool:
+    """Return whether packed log-probabilities are computed without holding all logits (`label_log_probs`)."""
+    return gives_log_probs(_causal_lm(model))
+
+
 def why_not_packed(model: torch.nn.Module, longest: int) -> str | None:
     """Return why a model's packed log-probabilities would not be its plain ones, or None if nothing is known against.
 
