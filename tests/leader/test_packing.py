@@ -286,3 +286,15 @@ def test_rows_travel_to_a_device_as_any_batch_and_their_mask_is_made_there_witho
 def test_ids_may_be_arrays(llama):
     as_arrays = [np.array(p) for p in PAIRS[0]], [[np.array(a) for a in own] for own in PAIRS[1]]
     assert torch.equal(packed_log_probs(llama, pack(*as_arrays)), packed_log_probs(llama, pack(*PAIRS)))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_log_probs_and_gradients_are_made_without_the_host_waiting_for_a_device(implementation, monkeypatch):
+    """On a device without values: what would need a look at one, and so make the host wait, raises."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # which torch cannot say of this device
+    with torch.device("meta"):
+        model = make(CONFIGS["llama"], implementation, adapter=True)
+    log_probs = packed_log_probs(model, pack(*PAIRS).to("meta"))
+    assert log_probs.shape == (6,)
+    log_probs.sum().backward()
+    assert all(p.grad.shape == p.shape for p in model.parameters() if p.requires_grad)
