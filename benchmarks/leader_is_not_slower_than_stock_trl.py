@@ -1,10 +1,11 @@
 """Tokens a second of a leader's training step against TRL's own DPOTrainer, on the same pairs, in one run.
 
 python benchmarks/leader_is_not_slower_than_stock_trl.py                 # the embedded model, prints Markdown
-python benchmarks/leader_is_not_slower_than_stock_trl.py --pairs 16 --repeats 3
+python benchmarks/leader_is_not_slower_than_stock_trl.py --lengths 40/50 --repeats 3
 """
 
 import argparse
+import contextlib
 import os
 import platform
 import tempfile
@@ -18,16 +19,19 @@ import torch
 import trl
 from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig
 
-from sgpo_lib import annotation, data, leader
-from sgpo_lib.leader import LOSS_COLUMNS, KnownReferencesTrainer, WeightedDPOTrainer
-from sgpo_lib.leader.training import drop_trl_reference, plain_attention_on_cpu
-from sgpo_lib.params import LeaderParams, load_params
+from sgpo_lib import leader
+from sgpo_lib.leader import KnownReferencesTrainer, WeightedDPOTrainer
+from sgpo_lib.leader.training import drop_trl_reference
+from sgpo_lib.params import load_params
 from sgpo_lib.policy import Policy
 
 PARAMS = "params/smollm2-135m.yaml"
 SEED = 0
+TOKENS = ["prompt_ids", "chosen_ids", "rejected_ids"]
+REFERENCES = ["ref_chosen_logps", "ref_rejected_logps"]
+STOCK, KNOWN, PADDED, LEADER = "TRL", "TRL, references known", "the leader, padded", "the leader"
 
 
 class Clock(TrainerCallback):
@@ -43,29 +47,59 @@ class Clock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.start)
 
 
-def step_seconds(policy: Policy, rows: pd.DataFrame, training: LeaderParams, beta: float, kind: str) -> list[float]:
+class PaddedTrainer(WeightedDPOTrainer):
+    """The leader with a row for each answer, in any order."""
+
+    _get_train_sampler = KnownReferencesTrainer._get_train_sampler
+
+    def _packed_log_probs(self, model, inputs):
+        return None
+
+
+def random_rows(lengths: str, n: int, vocabulary: int) -> pd.DataFrame:
+    """Pairs of random tokens: "prompt/answer" of these lengths, or "ragged" like those of the default run."""
+    rng = np.random.default_rng(0)
+    if lengths == "ragged":
+        prompts = rng.integers(38, 52, n)
+        answers = rng.permutation(np.linspace(10, 118, 2 * n, dtype=int).clip(max=64))  # half of them end at the cap
+    else:
+        prompt, answer = map(int, lengths.split("/"))
+        prompts, answers = np.full(n, prompt), np.full(2 * n, answer)
+    columns = {
+        name: [rng.integers(vocabulary, size=size).tolist() for size in sizes]
+        for name, sizes in zip(TOKENS, (prompts, answers[:n], answers[n:]), strict=True)
+    }
+    return pd.DataFrame(columns | dict.fromkeys(REFERENCES, -100.0))
+
+
+@contextlib.contextmanager
+def attention(policy: Policy, name: str):
+    """For the length of a block, another attention function of transformers."""
+    model = policy.model.get_base_model()
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    yield
+    model.set_attn_implementation(before)
+
+
+def step_seconds(policy: Policy, rows: pd.DataFrame, params, kind: str) -> list[float]:
     """Train on all rows and return the seconds of each step after the first."""
     policy.use(None)
     policy.make_trainable(SEED)
-    known = ["prompt_ids", "chosen_ids", "rejected_ids"]
-    references = ["ref_chosen_logps", "ref_rejected_logps"]
-    trainer_class, columns = {
-        "TRL, computing references": (DPOTrainer, None),
-        "TRL, references known": (KnownReferencesTrainer, known + references),
-        "leader": (WeightedDPOTrainer, known + references + list(LOSS_COLUMNS)),
-    }[kind]
-    if columns is None:  # stock TRL takes conversations, and tokenises them before it starts to train
-        as_assistant = {
-            side: [[{"role": "assistant", "content": text}] for text in rows[side]] for side in ("chosen", "rejected")
-        }
-        data = Dataset.from_dict({"prompt": rows["prompt"].tolist()} | as_assistant)
-    else:
-        data = Dataset.from_pandas(rows[columns], preserve_index=False)
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as scratch, plain_attention_on_cpu(policy):
+    clock, training = Clock(), params.leader
+    if kind == LEADER:
+        leader.train(policy, rows, training, params.beta, SEED, callbacks=[clock])
+        return clock.seconds[1:]
+    # TRL's own but for taking tokens as they are, so that all have the same.
+    columns = TOKENS if kind == STOCK else TOKENS + REFERENCES
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        # The leader's padded rows as they were at first; TRL has the attention that transformers gives it.
+        attention(policy, "eager") if kind == PADDED else contextlib.nullcontext(),
+    ):
         config = DPOConfig(
             output_dir=scratch,
-            beta=beta,
+            beta=params.beta,
             seed=SEED,
             bf16=policy.computes_in_bfloat16,
             use_cpu=policy.device.type == "cpu",
@@ -77,8 +111,12 @@ def step_seconds(policy: Policy, rows: pd.DataFrame, training: LeaderParams, bet
             max_length=training.max_length,
             learning_rate=training.learning_rate,
         )
-        trainer = trainer_class(
-            model=policy.model, args=config, train_dataset=data, processing_class=policy.tokenizer, callbacks=[clock]
+        trainer = (PaddedTrainer if kind == PADDED else KnownReferencesTrainer)(
+            model=policy.model,
+            args=config,
+            train_dataset=Dataset.from_pandas(rows[columns], preserve_index=False),
+            processing_class=policy.tokenizer,
+            callbacks=[clock],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -87,41 +125,40 @@ def step_seconds(policy: Policy, rows: pd.DataFrame, training: LeaderParams, bet
 
 
 def main() -> None:
-    """Time the three trainers in turn, so that a noisy machine is noisy for all of them."""
+    """Time the trainers in turn, so that a noisy machine is noisy for all of them."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--lengths", nargs="+", default=["ragged", "40/50", "200/200"])
+    parser.add_argument("--pairs", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--params", default=PARAMS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
 
-    params = load_params(arguments.params)
+    params = load_params(arguments.params, overrides={"leader.max_length": 1024, "leader.warmup_steps": 0})
     policy = Policy.load(params.model)
-    prompts = data.prepare(params.data, params.root, SEED).rounds[0].head(arguments.pairs)
-    responses = annotation.respond(policy, prompts, params.generation, SEED)
-    responses["order"] = np.arange(len(responses))
-    pairs = annotation.rank(responses, by="order")
-    rows = leader.with_references(pairs, "previous").assign(**dict.fromkeys(LOSS_COLUMNS, 0.0) | {"loss_weight": 1.0})
-    lengths = 2 * rows["prompt_ids"].map(len) + rows["chosen_ids"].map(len) + rows["rejected_ids"].map(len)
     pairs_a_step = params.leader.per_device_train_batch_size * params.leader.gradient_accumulation_steps
-    tokens_a_step = lengths.mean() * pairs_a_step
-
-    kinds = ["TRL, computing references", "TRL, references known", "leader"]
-    seconds = {kind: [] for kind in kinds}
-    for _ in range(arguments.repeats):
-        for kind in kinds:
-            seconds[kind] += step_seconds(policy, rows, params.leader, params.beta, kind)
-    best = {kind: float(np.median(values)) for kind, values in seconds.items()}
     print(f"Made by `python {Path(__file__).parent.name}/{Path(__file__).name}`:\n")
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
         f"{policy.device.type}; torch {torch.__version__}, trl {trl.__version__}; {params.name}, steps of "
-        f"{pairs_a_step} pairs ({tokens_a_step:.0f} tokens), median of {len(seconds['leader'])} steps.\n"
+        f"{pairs_a_step} pairs; medians, of all steps and of the ratios of the {arguments.repeats} rounds; tokens "
+        "counted as if each answer had its own prompt.\n"
     )
-    print("| trainer | seconds a step | tokens a second | times stock |\n|---|---:|---:|---:|")
-    for kind in kinds:
-        stock = best["TRL, computing references"]
-        print(f"| {kind} | {best[kind]:.2f} | {tokens_a_step / best[kind]:.0f} | {stock / best[kind]:.2f} |")
+    print("| prompt/answer tokens | trainer | seconds a step | tokens a second | times TRL | times padded |")
+    print("|---|---|---:|---:|---:|---:|")
+    for lengths in arguments.lengths:
+        rows = random_rows(lengths, arguments.pairs, policy.model.config.vocab_size)
+        n_tokens = sum(2 * len(r.prompt_ids) + len(r.chosen_ids) + len(r.rejected_ids) for r in rows.itertuples())
+        seconds = {kind: [] for kind in (STOCK, KNOWN, PADDED, LEADER)}
+        for _ in range(arguments.repeats):
+            for kind, rounds in seconds.items():
+                rounds.append(step_seconds(policy, rows, params, kind))
+        each = {kind: np.array([np.median(of_round) for of_round in rounds]) for kind, rounds in seconds.items()}
+        for kind, rounds in seconds.items():
+            usual = np.median(np.concatenate(rounds))
+            times = [f"{np.median(each[peer] / each[kind]):.2f}" for peer in (STOCK, PADDED)]
+            rate = n_tokens * pairs_a_step / len(rows) / usual
+            print(f"| {lengths} | {kind} | {usual:.2f} | {rate:.0f} | {times[0]} | {times[1]} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from trl.trainer import dpo_trainer
 from trl.trainer.utils import hash_module
 
 FINITE = (-math.inf, math.inf)
-_TOKENS = {"prompt_ids", "chosen_ids", "rejected_ids"}
+TOKENS = {"prompt_ids", "chosen_ids", "rejected_ids"}
 REFERENCES = {"ref_chosen_logps", "ref_rejected_logps"}
 
 
@@ -73,7 +73,7 @@ class KnownReferencesTrainer(DPOTrainer):
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         dataset = checked(dataset, dataset_name, dict.fromkeys(REFERENCES, FINITE))
-        if not columns_of(dataset) >= _TOKENS:
+        if not columns_of(dataset) >= TOKENS:
             return super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if args.max_length is None or args.truncation_mode != "keep_start":
             return dataset

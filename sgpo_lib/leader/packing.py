@@ -21,13 +21,15 @@ from dataclasses import dataclass, fields, replace
 import torch
 from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
-from torch.autograd.function import once_differentiable
 
-# Logits worked on at once: 8 MB in float32, which stay in a cache.
-_LOGITS_AT_ONCE = 2**21
+from sgpo_lib.leader import block_attention
+from sgpo_lib.leader.label_log_probs import LabelLogProbs, gives_log_probs, head_giving_log_probs
 
 # Layers that mix tokens by attention alone, as transformers names them, and layers that mix none.
 _PACKABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "moe", "sparse", "dense"}
+
+# Attention functions that let each token see what a mask says.
+_TAKE_A_MASK = ("eager", "sdpa", block_attention.NAME)
 
 # What packed and plain log-probabilities of n tokens may differ by, over sqrt(n), in nats and quadratic mean over the
 # answers. SmolLM2-135M on its own answers: 0.05 in bfloat16, 1e-5 in float32; with a mask that is dropped, boolean
@@ -47,8 +49,8 @@ class PackedRows:
     ----------
     input_ids, position_ids : shape (B, L).
     branch : shape (B, L); 0 for the shared prompt, k for the k-th answer from 1, -1 for padding.
-    scored : shape (B, L), bool; the positions that predict an answer's token.
-    labels : shape (N,); what they predict, row by row.
+    predicting : shape (N,); the places that predict an answer's token, counted through all rows, padding too.
+    labels : shape (N,); what they predict.
     answer : shape (N,); which answer each label belongs to, counted through all rows.
     n_answers : of all rows together.
     """
@@ -56,7 +58,7 @@ class PackedRows:
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     branch: torch.Tensor
-    scored: torch.Tensor
+    predicting: torch.Tensor
     labels: torch.Tensor
     answer: torch.Tensor
     n_answers: int
@@ -73,13 +75,14 @@ class PackedRows:
 
         Parameters
         ----------
-        implementation : "sdpa" gets a boolean mask; "eager" adds its mask to the scores and gets one in `dtype`.
+        implementation : "sdpa" gets a boolean mask; "eager" and "causal_blocks" (`sgpo_lib.leader.block_attention`) add
+            their mask to the scores and get one in `dtype`.
 
         Raises
         ------
         ValueError : for any other implementation, which would let one answer see another.
         """
-        if implementation not in ("eager", "sdpa"):
+        if implementation not in _TAKE_A_MASK:
             raise ValueError(
                 f"Packed rows need attention by 'eager' or 'sdpa', not {implementation!r}, which takes no mask of "
                 "who sees whom: load the model with another attn_implementation, or train unpacked."
@@ -134,8 +137,9 @@ def pack(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[i
         torch.tensor([[*row, *[fill] * (length - len(row))] for row in column])
         for column, fill in zip(zip(*rows, strict=True), (0, 0, -1), strict=True)
     )
+    predicting = (branch > 0).flatten().nonzero()[:, 0]
     return PackedRows(
-        input_ids, position_ids, branch, branch > 0, torch.tensor(labels), torch.tensor(answer), n_answers
+        input_ids, position_ids, branch, predicting, torch.tensor(labels), torch.tensor(answer), n_answers
     )
 
 
@@ -143,8 +147,9 @@ def packed_log_probs(model: torch.nn.Module, rows: PackedRows, temperature: floa
     """Return log pi(y|x) of every answer, summed over its tokens, in nats, shape (n_answers,), float32 or wider.
 
     Differentiable. Calls the model's own `forward`, so wrappers (PEFT, DDP, FSDP), adapters and what a model does
-    to its logits all apply; its head is computed at the N scored positions only. On an accelerator the host waits
-    once, where the model picks them. With dropout, the answers of a row share the draw of their prompt.
+    to its logits all apply; its head is computed at the N scored positions only. A frozen head gives log-probabilities
+    by itself, and no logits are held (`sgpo_lib.leader.label_log_probs`). With dropout, the answers of a row share
+    the draw of their prompt.
 
     Parameters
     ----------
@@ -156,44 +161,26 @@ def packed_log_probs(model: torch.nn.Module, rows: PackedRows, temperature: floa
     ------
     ValueError : if the model's attention implementation takes no mask of who sees whom.
     """
-    implementation = _causal_lm(model).config.get_text_config()._attn_implementation
-    logits = model(
-        input_ids=rows.input_ids,
-        attention_mask=rows.attention_mask(implementation, _compute_dtype(model, rows.input_ids.device)),
-        position_ids=rows.position_ids,
-        use_cache=False,
-        logits_to_keep=rows.scored,
-    ).logits
-    log_probs = _LabelLogProbs.apply(logits, rows.labels, temperature)
+    causal_lm = _causal_lm(model)
+    implementation = causal_lm.config.get_text_config()._attn_implementation
+    inputs = {
+        "input_ids": rows.input_ids,
+        "attention_mask": rows.attention_mask(implementation, _compute_dtype(model, rows.input_ids.device)),
+        "position_ids": rows.position_ids,
+        "use_cache": False,
+    }
+    if gives_log_probs(causal_lm):
+        with head_giving_log_probs(causal_lm, rows.predicting, rows.labels, temperature):
+            log_probs = model(**inputs).logits
+    else:
+        logits = model(**inputs, logits_to_keep=rows.branch > 0).logits
+        log_probs = LabelLogProbs.apply(logits, rows.labels, temperature)
     return log_probs.new_zeros(rows.n_answers).index_add(0, rows.answer, log_probs)
 
 
-class _LabelLogProbs(torch.autograd.Function):
-    """Log-probabilities of labels, (N,), from logits, (N, V), without a wider copy of all logits or of their gradient.
-
-    Log-softmax in float32 passes three times over N x V values in memory, a seventh of a 135M model's step on a CPU.
-    """
-
-    @staticmethod
-    def forward(ctx, logits, labels, temperature):
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        at_once = max(1, _LOGITS_AT_ONCE // logits.shape[1])
-        normalizer = torch.cat([part.to(wide).div(temperature).logsumexp(-1) for part in logits.split(at_once)])
-        ctx.save_for_backward(logits, labels, normalizer)
-        ctx.temperature, ctx.at_once = temperature, at_once
-        return logits.gather(-1, labels[:, None])[:, 0].to(wide) / temperature - normalizer
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream):
-        gradient = torch.empty_like(ctx.saved_tensors[0])
-        parts = (x.split(ctx.at_once) for x in (gradient, *ctx.saved_tensors, upstream / ctx.temperature))
-        for out, logits, labels, normalizer, scale in zip(*parts, strict=True):
-            # d log p(label) / d logits = onehot - p
-            minus = logits.to(normalizer.dtype).div(ctx.temperature).sub_(normalizer[:, None]).exp_()
-            minus.mul_(-scale[:, None]).scatter_add_(-1, labels[:, None], scale[:, None])
-            out.copy_(minus)
-        return gradient, None, None
+def has_scoring_head(model: torch.nn.Module) -> bool:
+    """Return whether packed log-probabilities are computed without holding all logits (`label_log_probs`)."""
+    return gives_log_probs(_causal_lm(model))
 
 
 def why_not_packed(model: torch.nn.Module, longest: int) -> str | None:
@@ -219,7 +206,7 @@ def why_not_packed(model: torch.nn.Module, longest: int) -> str | None:
     missing = [name for name in ("attention_mask", "position_ids", "logits_to_keep") if name not in takes]
     if missing:
         return f"{type(causal_lm).__name__} takes no {' and no '.join(missing)}"
-    if config._attn_implementation not in ("eager", "sdpa"):
+    if config._attn_implementation not in _TAKE_A_MASK:
         return f"its attention implementation, {config._attn_implementation!r}, takes no mask of who sees whom"
     for name, kind in (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention")):
         window = getattr(config, name, None)

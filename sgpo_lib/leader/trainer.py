@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from peft import PeftModel
 from transformers import DataCollator, TrainingArguments
 from trl import DPOConfig
@@ -19,6 +20,7 @@ from trl.trainer.utils import add_fused_lm_head
 from sgpo_lib.leader.known_references import (
     FINITE,
     REFERENCES,
+    TOKENS,
     KnownReferencesTrainer,
     arguments_by_name,
     checked,
@@ -27,7 +29,8 @@ from sgpo_lib.leader.known_references import (
 )
 from sgpo_lib.leader.losses import weighted_logistic
 from sgpo_lib.leader.packed_batches import PackingCheck, pairs_in
-from sgpo_lib.leader.packing import pack, packed_log_probs
+from sgpo_lib.leader.packing import has_scoring_head, pack, packed_log_probs, row_length
+from sgpo_lib.leader.step_order import SortedWithinSteps
 
 _ROUNDING = 1e-6  # by which a sum of fractions may exceed 1
 # Column of the loss: its value where a dataset lacks it.
@@ -152,6 +155,17 @@ class WeightedDPOTrainer(KnownReferencesTrainer):
         missing = [column for column in LOSS_COLUMNS if column not in self._signature_columns]
         self._signature_columns = [*self._signature_columns, *missing]
 
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        is_plain = self.args.train_sampling_strategy == "random" and self._batch_loss is None
+        if not is_plain or not isinstance(dataset, Dataset) or not columns_of(dataset) >= TOKENS:
+            return super()._get_train_sampler(train_dataset)
+        columns = zip(*(dataset[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")), strict=True)
+        lengths = [row_length(prompt, answers) for prompt, *answers in columns]
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return SortedWithinSteps(lengths, per_step, seed)
+
     def preference_loss(self, margins: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the loss of a batch, a scalar, given its margins, shape (B,)."""
         if self._batch_loss is not None:
@@ -168,8 +182,10 @@ class WeightedDPOTrainer(KnownReferencesTrainer):
 
         And the router loss of a mixture of experts, a scalar, where TRL would train on it.
         """
-        # A router balances what the tokens of a padded batch take, and a shared prompt would count once.
-        if not self._uses_fused_head and not self.aux_loss_enabled:
+        # A router balances what the tokens of a padded batch take, and a shared prompt would count once. An accelerator
+        # has no room for logits, which packed rows have where their head is trained.
+        has_room = not self._uses_fused_head or has_scoring_head(model)
+        if has_room and not self.aux_loss_enabled:
             packed = self._packed_log_probs(model, inputs)
             if packed is not None:
                 return packed, None

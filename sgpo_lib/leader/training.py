@@ -19,6 +19,8 @@ from peft.helpers import disable_input_dtype_casting
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
+from sgpo_lib.leader import block_attention
+from sgpo_lib.leader.fused_lora import fused_lora
 from sgpo_lib.leader.modes import Objective
 from sgpo_lib.leader.trainer import LOSS_COLUMNS, WeightedDPOTrainer
 
@@ -78,7 +80,7 @@ def train(
     with (
         tempfile.TemporaryDirectory() as scratch,
         warnings.catch_warnings(),
-        plain_attention_on_cpu(policy),
+        fast_on_cpu(policy),
         # Under autocast products choose their type; PEFT would widen every input to the adapter's before, for nothing.
         disable_input_dtype_casting(policy.model, active=policy.computes_in_bfloat16),
         _trackers_writing_to(log_folder),
@@ -201,13 +203,14 @@ def _trackers_writing_to(folder: Path | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def plain_attention_on_cpu(policy: "Policy") -> Iterator[None]:
-    """On CPUs the backward pass of fused attention makes a step of short sequences a quarter slower."""
+def fast_on_cpu(policy: "Policy") -> Iterator[None]:
+    """For the length of a block, compute attention and adapters in ways that are faster to train on CPUs."""
     model = policy.model.get_base_model() if isinstance(policy.model, PeftModel) else policy.model
-    fused = model.config._attn_implementation
+    before = model.config._attn_implementation
     if policy.device.type == "cpu":
-        model.set_attn_implementation("eager")
+        model.set_attn_implementation(block_attention.NAME if block_attention.supports_blocks(model) else "eager")
     try:
-        yield
+        with fused_lora(policy.model):
+            yield
     finally:
-        model.set_attn_implementation(fused)
+        model.set_attn_implementation(before)

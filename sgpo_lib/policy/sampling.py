@@ -1,24 +1,23 @@
 """Sampling of responses: reproducible, one stream of random numbers for each, log-probabilities kept."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from peft import PeftModel
 from tqdm.auto import tqdm
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-)
+from transformers import GenerationConfig, LogitsProcessor
 
+from sgpo_lib.policy import lora
+from sgpo_lib.policy.decoding import Answer, DecodingError, decode, why_not_decoded
+from sgpo_lib.policy.drawing import draw
 from sgpo_lib.policy.model import Policy
-from sgpo_lib.policy.scoring import check_context, pad
+from sgpo_lib.policy.scoring import check_context
 
 
-@torch.inference_mode()
 def generate(
     policy: Policy,
     prompts: Sequence[list[dict]],
@@ -37,12 +36,16 @@ def generate(
     tips changes all that follow: of the embedded model's answers in bfloat16 4% to 21% were equal in batches
     of two sizes. Equal calls give equal answers in any type.
 
+    An adapter is applied in the type of its base (`sgpo_lib.policy.lora`). Models that `sgpo_lib.policy.decoding`
+    cannot serve, such as recurrent ones, are sampled by `model.generate`, with a warning.
+
     Parameters
     ----------
     prompts : N conversations.
     n_samples : responses per prompt.
     temperature : of the sampling distribution; no top-k or top-p cut.
     max_new_tokens : responses that reach it are cut there and marked as not finished.
+    batch_size : responses drawn at once; as some end, others are begun.
     first_index : `prompt_index` of the first prompt, for prompts that are a later part of a longer list: it is
         part of the random stream's name, so parts draw what the whole would.
 
@@ -57,76 +60,90 @@ def generate(
     ------
     ValueError : if a prompt with its longest answer may leave the model's context, and as `Policy.encode_prompts`.
     """
-    prompt_ids = dict(enumerate(policy.encode_prompts(prompts, max_prompt_length), first_index))
-    longest_first = sorted(prompt_ids, key=lambda index: len(prompt_ids[index]), reverse=True)
-    if longest_first:
-        check_context(policy, len(prompt_ids[longest_first[0]]) + max_new_tokens, "A prompt and max_new_tokens")
+    prompt_ids = policy.encode_prompts(prompts, max_prompt_length)
+    longest = max(map(len, prompt_ids), default=0) + max_new_tokens
+    check_context(policy, longest, "A prompt and max_new_tokens")
+    jobs = [(index, sample) for index in range(len(prompt_ids)) for sample in range(n_samples)]
+    jobs.sort(key=lambda job: -len(prompt_ids[job[0]]))
+
+    def begin() -> list[Answer]:
+        streams = [np.random.default_rng([seed, first_index + index, sample]) for index, sample in jobs]
+        return [Answer(prompt_ids[index], stream) for (index, _), stream in zip(jobs, streams, strict=True)]
+
     stop = policy.stop_tokens
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=stop,
-        pad_token_id=policy.tokenizer.pad_token_id,
-    )
+    answers = _answers(policy.model, begin, longest, temperature, stop, max_new_tokens, batch_size)
     rows = []
-    total, n_at_once = len(prompt_ids) * n_samples, max(1, batch_size // n_samples)
-    with _generating_by(policy, config), tqdm(total=total, desc="generate", unit="response") as progress:
-        for start in range(0, len(prompt_ids), n_at_once):
-            asked = longest_first[start : start + n_at_once]
-            batch = [(index, sample) for index in asked for sample in range(n_samples)]
-            uniforms = np.stack([np.random.default_rng([seed, *job]).random(max_new_tokens) for job in batch])
-            inputs = _read_once(
-                policy, pad([prompt_ids[index] for index in asked], policy.tokenizer, policy.device), n_samples
+    for (index, sample), answer in sorted(zip(jobs, answers, strict=True), key=lambda pair: pair[0]):
+        finished = answer.ids[-1] in stop
+        text = policy.tokenizer.decode(answer.ids[:-1] if finished else answer.ids, skip_special_tokens=True)
+        rows.append(
+            {
+                "prompt_index": first_index + index,
+                "sample": sample,
+                "response": text.strip(),
+                "prompt_ids": answer.prompt,
+                "response_ids": answer.ids,
+                "finished": finished,
+                "log_prob": answer.log_prob,
+                "sampling_log_prob": answer.sampling_log_prob,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _answers(
+    model: torch.nn.Module, begin: Callable[[], list[Answer]], longest: int, *how: float | list[int]
+) -> list[Answer]:
+    """Draw all answers that `begin` begins, by `decode` where its numbers are the model's, else by `model.generate`."""
+    reason = why_not_decoded(model, longest)
+    with lora.in_compute_dtype(model):
+        if reason is None:
+            try:
+                return _all(decode, model, begin(), *how)
+            except DecodingError as error:
+                reason = str(error)
+        warnings.warn(f"Answers are sampled by model.generate, which takes longer: {reason}.", stacklevel=3)
+        return _all(_by_generate, model, begin(), *how)
+
+
+def _all(
+    draw_all: Callable[..., Iterator[Answer]], model: torch.nn.Module, answers: list[Answer], *how
+) -> list[Answer]:
+    with tqdm(total=len(answers), desc="generate", unit="response") as progress:
+        for _ in draw_all(model, answers, *how):
+            progress.update()
+    return answers
+
+
+@torch.inference_mode()
+def _by_generate(
+    model: torch.nn.Module,
+    answers: list[Answer],
+    temperature: float,
+    stop: list[int],
+    max_new_tokens: int,
+    n_at_once: int,
+) -> Iterator[Answer]:
+    """Do what `decode` does, for any model, a batch after the other."""
+    config = GenerationConfig(do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=stop[0])
+    with _generating_by(model, config):
+        for start in range(0, len(answers), n_at_once):
+            batch = answers[start : start + n_at_once]
+            length = max(len(answer.prompt) for answer in batch)
+            ids = torch.tensor([[stop[0]] * (length - len(answer.prompt)) + answer.prompt for answer in batch])
+            n_tokens = torch.tensor([len(answer.prompt) for answer in batch])
+            mask = (torch.arange(length) >= length - n_tokens[:, None]).long()
+            sampler = _Sampler(batch, temperature, stop)
+            model.generate(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), logits_processor=[sampler]
             )
-            sampler = _Sampler(torch.from_numpy(uniforms).to(policy.device, torch.float32), temperature)
-            output = policy.model.generate(**inputs, logits_processor=[sampler])
-            tokens = output[:, inputs["input_ids"].shape[1] :].tolist()
-            log_prob, sampling_log_prob = (x.tolist() for x in sampler.log_probs())
-            for row, (index, sample) in enumerate(batch):
-                length = next((i + 1 for i, token in enumerate(tokens[row]) if token in stop), len(tokens[row]))
-                ids = tokens[row][:length]
-                finished = ids[-1] in stop
-                rows.append(
-                    {
-                        "prompt_index": index,
-                        "sample": sample,
-                        "response": policy.tokenizer.decode(
-                            ids[:-1] if finished else ids, skip_special_tokens=True
-                        ).strip(),
-                        "prompt_ids": prompt_ids[index],
-                        "response_ids": ids,
-                        "finished": finished,
-                        "log_prob": sum(log_prob[row][:length]),
-                        "sampling_log_prob": sum(sampling_log_prob[row][:length]),
-                    }
-                )
-            progress.update(len(batch))
-    return pd.DataFrame(rows).sort_values(["prompt_index", "sample"], ignore_index=True)
-
-
-def _read_once(policy: Policy, inputs: dict[str, torch.Tensor], n_samples: int) -> dict[str, Any]:
-    """Repeat each prompt for its samples, with the cache of a single pass over it where there are several."""
-    repeated = {name: tensor.repeat_interleave(n_samples, dim=0) for name, tensor in inputs.items()}
-    length = inputs["input_ids"].shape[1]
-    if n_samples == 1 or length < 2:
-        return repeated
-    mask = inputs["attention_mask"][:, :-1]
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = policy.model(
-        input_ids=inputs["input_ids"][:, :-1],
-        attention_mask=mask,
-        position_ids=positions,
-        use_cache=True,
-        logits_to_keep=1,
-    ).past_key_values
-    cache.batch_repeat_interleave(n_samples)
-    return repeated | {"past_key_values": cache}
+            yield from batch
 
 
 @contextlib.contextmanager
-def _generating_by(policy: Policy, config: GenerationConfig) -> Iterator[None]:
+def _generating_by(model: torch.nn.Module, config: GenerationConfig) -> Iterator[None]:
     """Set aside the model's own defaults, whose penalties and suppressed tokens would bend the law sampled from."""
-    model = policy.model.get_base_model() if isinstance(policy.model, PeftModel) else policy.model
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
     own, model.generation_config = model.generation_config, config
     try:
         yield
@@ -135,30 +152,15 @@ def _generating_by(policy: Policy, config: GenerationConfig) -> Iterator[None]:
 
 
 class _Sampler(LogitsProcessor):
-    """Draws the token itself, by inverse distribution function, and leaves only that one to greedy decoding.
+    """Draws the token itself, adds it to its answer, and leaves only that one to greedy decoding."""
 
-    One uniform a token in place of one exponential a vocabulary entry; the log-probabilities, which the
-    draw has computed anyway, are kept instead of being scored again.
-    """
-
-    def __init__(self, uniforms: torch.Tensor, temperature: float):
-        self.uniforms = uniforms
-        self.temperature = temperature
-        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    def __init__(self, answers: list[Answer], temperature: float, stop: list[int]):
+        self.answers, self.temperature, self.stop = answers, temperature, stop
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        scores = scores.float()
-        log_normalizer = scores.logsumexp(-1, keepdim=True)
-        scores.div_(self.temperature)
-        sampling_log_normalizer = scores.logsumexp(-1, keepdim=True)
-        cumulative = scores.sub(sampling_log_normalizer).exp_().cumsum_(-1)
-        drawn = self.uniforms[:, len(self.kept), None] * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, drawn).clamp_(max=scores.shape[-1] - 1)
-        chosen = scores.gather(-1, token)
-        self.kept.append((chosen * self.temperature - log_normalizer, chosen - sampling_log_normalizer))
-        return scores.fill_(-torch.inf).scatter_(-1, token, 0.0)
-
-    def log_probs(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Per-token log-probabilities, each (batch, tokens), at temperature 1 and at the sampling temperature."""
-        plain, tempered = zip(*self.kept, strict=True)
-        return torch.cat(plain, -1), torch.cat(tempered, -1)
+        uniforms = torch.tensor([answer.stream.random() for answer in self.answers], device=scores.device)
+        tokens, *log_probs = draw(scores, uniforms, self.temperature)
+        for answer, *drawn in zip(self.answers, tokens.tolist(), *(x.tolist() for x in log_probs), strict=True):
+            if not (answer.ids and answer.ids[-1] in self.stop):
+                answer.add(*drawn)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, tokens[:, None], 0.0)

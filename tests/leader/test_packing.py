@@ -23,7 +23,6 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from sgpo_lib.leader import packing
 from sgpo_lib.leader.packing import check_packed, pack, packed_log_probs, row_length, why_not_packed
 
 VOCABULARY = 50
@@ -88,7 +87,13 @@ def gradients(model, log_probs: torch.Tensor) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-CASES = [(name, "eager", False) for name in CONFIGS] + [("llama", "sdpa", False), ("qwen3", "sdpa", True)]
+CASES = [(name, "eager", False) for name in CONFIGS] + [
+    ("llama", "sdpa", False),
+    ("qwen3", "sdpa", True),
+    ("llama", "causal_blocks", True),
+    ("gemma3", "causal_blocks", False),
+    ("gpt2", "causal_blocks", False),
+]
 
 
 @pytest.mark.parametrize(("name", "implementation", "adapter"), CASES)
@@ -115,7 +120,7 @@ def test_any_lengths_and_any_number_of_answers_pack_exactly(llama, rows):
     assert pack(prompts, answers).input_ids.shape[1] == max(map(row_length, prompts, answers))
 
 
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "causal_blocks"])
 @pytest.mark.parametrize("changed", [0, 1])
 def test_another_text_of_one_answer_leaves_the_other_bit_identical(implementation, changed):
     model = make(CONFIGS["llama"], implementation)
@@ -154,15 +159,6 @@ def test_gradient_checkpointing_changes_nothing(llama):
     finally:
         llama.gradient_checkpointing_disable()
         llama.eval()
-
-
-def test_label_log_probs_have_the_right_derivative_in_chunks_and_at_a_temperature(monkeypatch):
-    monkeypatch.setattr(packing, "_LOGITS_AT_ONCE", 10)
-    logits = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    labels = torch.tensor([0, 3, 1, 1, 2])
-    expected = (logits / 0.7).log_softmax(-1)[range(5), labels]
-    torch.testing.assert_close(packing._LabelLogProbs.apply(logits, labels, 0.7), expected)
-    assert torch.autograd.gradcheck(lambda x: packing._LabelLogProbs.apply(x, labels, 0.7), logits)
 
 
 def test_training_on_packed_rows_gives_the_loss_curve_of_plain_ones():
@@ -290,3 +286,15 @@ def test_rows_travel_to_a_device_as_any_batch_and_their_mask_is_made_there_witho
 def test_ids_may_be_arrays(llama):
     as_arrays = [np.array(p) for p in PAIRS[0]], [[np.array(a) for a in own] for own in PAIRS[1]]
     assert torch.equal(packed_log_probs(llama, pack(*as_arrays)), packed_log_probs(llama, pack(*PAIRS)))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_log_probs_and_gradients_are_made_without_the_host_waiting_for_a_device(implementation, monkeypatch):
+    """On a device without values: what would need a look at one, and so make the host wait, raises."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # which torch cannot say of this device
+    with torch.device("meta"):
+        model = make(CONFIGS["llama"], implementation, adapter=True)
+    log_probs = packed_log_probs(model, pack(*PAIRS).to("meta"))
+    assert log_probs.shape == (6,)
+    log_probs.sum().backward()
+    assert all(p.grad.shape == p.shape for p in model.parameters() if p.requires_grad)

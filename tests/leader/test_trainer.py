@@ -15,6 +15,7 @@ from sgpo_lib.leader import LOSS_COLUMNS, KnownReferencesTrainer, WeightedDPOTra
 from sgpo_lib.leader.losses import dr_dpo_loss
 from sgpo_lib.leader.packed_batches import pairs_in
 from sgpo_lib.leader.packing import PackingError, pack
+from sgpo_lib.leader.step_order import SortedWithinSteps
 from sgpo_lib.leader.trainer import _HONOURED_OPTIONS
 
 BOTH = pytest.mark.parametrize("kind", [KnownReferencesTrainer, WeightedDPOTrainer])
@@ -360,3 +361,28 @@ def test_pairs_of_two_prompts_or_of_none_are_not_packed():
         ([5, 6, 9, 6], [1, 1, 1, 1], [0, 0, 1, 0]),  # an answer that does not end the text
     ):
         assert pairs_in(batch(chosen, other)) is None
+
+
+def _step(tiny_model, folder, rows) -> tuple[WeightedDPOTrainer, torch.Tensor]:
+    """A trainer after one step of two batches, and what the step added to all weights."""
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 1, "max_grad_norm": 0.0}
+    trainer = _trainer(WeightedDPOTrainer, tiny_model, rows, folder, optim="sgd", **options)
+    before = torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    trainer.train()
+    return trainer, torch.cat([p.detach().flatten() for p in trainer.model.parameters()]) - before
+
+
+def test_rows_of_a_step_come_by_length_and_change_weights_as_in_any_order(tiny_model, tmp_path, monkeypatch):
+    rows = [{"prompt_ids": [5] * n, "chosen_ids": [8, 9 + n, 1], "rejected_ids": [10 + n, 1]} for n in (7, 2, 9, 4)]
+    trainer, change = _step(tiny_model, tmp_path, rows)
+    lengths = [len(ids) for ids in trainer.train_dataset["prompt_ids"]]
+    assert [lengths[i] for i in trainer._get_train_sampler()] == [2, 4, 7, 9]
+    monkeypatch.delattr(WeightedDPOTrainer, "_get_train_sampler")
+    _, in_any_order = _step(tiny_model, tmp_path, rows)
+    assert in_any_order.norm() > 0
+    assert (change - in_any_order).norm() <= 1e-3 * in_any_order.norm()
+
+
+def test_a_loss_of_whole_batches_keeps_them(tiny_model, tmp_path):
+    trainer = _trainer(WeightedDPOTrainer, tiny_model, TOKENS, tmp_path, batch_loss=lambda margins: margins.mean())
+    assert not isinstance(trainer._get_train_sampler(), SortedWithinSteps)

@@ -688,11 +688,11 @@ def test_unreachable_hub_is_explained_within_seconds(hub):
 def test_a_prompt_is_read_once_for_all_its_samples(tiny_model):
     policy = Policy.load(ModelParams(name_or_path=str(tiny_model), device="cpu", dtype="float32"))
     prompts = [[{"role": "user", "content": "A long question, asked three times over. " * 3}]]
-    n_prompt = len(policy.encode_prompts(prompts)[0])
     read = []
     policy.model.model.embed_tokens.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel()))
-    responses = generate(policy, prompts, 3, 0, temperature=1.0, max_new_tokens=4)
-    assert sum(read) <= n_prompt + 3 * 4
     alone = generate(policy, prompts, 1, 0, temperature=1.0, max_new_tokens=4)
+    n_read = sum(read)
+    responses = generate(policy, prompts, 3, 0, temperature=1.0, max_new_tokens=4)
+    assert sum(read) - n_read <= n_read + 2 * 4
     assert alone["response_ids"].iloc[0] == responses["response_ids"].iloc[0]
     assert alone["log_prob"].iloc[0] == pytest.approx(responses["log_prob"].iloc[0], abs=1e-4)
