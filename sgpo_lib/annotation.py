@@ -21,10 +21,6 @@ from sgpo_lib.policy.sampling import generate
 from sgpo_lib.policy.scoring import sequence_log_probs
 from sgpo_lib.runs.shards import in_shards
 
-N_SAMPLES = 2
-"""Answers to a prompt in self-annotation, as in the paper. Pairs for calibration are made alike: the best and the
-worst of more answers lie further apart, so the policy would seem to err less than it does."""
-
 # What a pair keeps of each of its two responses.
 _OF_RESPONSE = ["response_ids", "finished", "log_prob", "reference_log_prob", "implicit_reward", "gold"]
 
@@ -34,11 +30,11 @@ def respond(
     prompts: pd.DataFrame,
     generation: GenerationParams,
     seed: int,
-    n_samples: int = N_SAMPLES,
+    n_samples: int = 2,
     shards: Path | None = None,
     shard_size: int = 512,
 ) -> pd.DataFrame:
-    """Sample `n_samples` responses to every prompt from the policy, by the engine that `generation` names.
+    """Sample `n_samples` responses to every prompt from the policy (paper: 2), by the engine that `generation` names.
 
     Parameters
     ----------
@@ -86,7 +82,8 @@ def labelled(
         Otherwise the model answers each prompt several times, and the gold user picks the answer that it likes
         best and the one that it likes least.
     seed, shards : of the sampling, see `respond`.
-    n_samples : how many times; None for `data.n_seed_samples`. For calibration `N_SAMPLES`.
+    n_samples : how many times; None for `data.n_seed_samples`. For calibration as many as
+        self-annotation takes: the best and the worst of more lie further apart, so the policy would seem to err less.
 
     Raises
     ------

@@ -300,15 +300,16 @@ def test_references_of_the_labelled_seed_are_float32_scores_too(bfloat16, prompt
             np.testing.assert_allclose(pairs[f"{side}_{column}"], scores, atol=1e-4)
 
 
-def test_calibration_pairs_are_made_of_two_answers_as_self_annotated_pairs_are(tiny_params_file):
-    run = Run.open(tiny_params_file, overrides={"data.n_calibration": 6, "data.n_seed_samples": 4})
+def test_calibration_pairs_are_made_of_as_many_answers_as_self_annotated_pairs_are(tiny_params_file):
+    overrides = {"data.n_calibration": 6, "data.n_seed_samples": 4, "annotation.n_samples": 3}
+    run = Run.open(tiny_params_file, overrides=overrides)
     step = run.step("seed_dpo").begin()
     make_seed(step)
     policy = Policy.load(run.params.model)
     part = data.prepare(run.params.data, run.params.root, run.seed)
     for name, prompts, seed, n_samples in (
         ("pairs", part.seed, step.seed, 4),
-        ("calibration", part.calibration, step.seed + 1, annotation.N_SAMPLES),
+        ("calibration", part.calibration, step.seed + 1, 3),
     ):
         answers = annotation.respond(policy, prompts, run.params.generation, seed, n_samples)
         of_prompt = answers.groupby("prompt_id")["response"].agg(list)

@@ -105,6 +105,7 @@ class AnnotationParams(Section):
         description="'sentiment' is the gold user without its dislike of words, 'gold' the gold user, 'external' "
         "the section judge",
     )
+    n_samples: int = Field(2, ge=2, description="answers to a prompt, whose best and worst make the pair; paper: 2")
 
 
 class LLMJudgeParams(Section):

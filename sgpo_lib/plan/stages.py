@@ -80,8 +80,8 @@ def stages(params: Params, shape: Shape, lengths: Lengths, pairs_per_prompt: flo
     """
     data, by_people = params.data, params.gold is None
     pairs = pairs_per_prompt if by_people else 1  # of a labelled prompt
-    n_labelled = data.n_seed + data.n_calibration
-    n_answers = data.n_seed * data.n_seed_samples + data.n_calibration * 2
+    n_labelled, samples = data.n_seed + data.n_calibration, params.annotation.n_samples
+    n_answers = data.n_seed * data.n_seed_samples + data.n_calibration * params.annotation.n_samples
     answers = {"generate": n_answers, "samples": n_answers / n_labelled}
     # Whether answers that were sampled in 16 bits are scored by the policy once more.
     again = params.model.lora is not None and params.model.scoring_dtype == "float32" and shape.dtype.itemsize < 4
@@ -99,13 +99,12 @@ def stages(params: Params, shape: Shape, lengths: Lengths, pairs_per_prompt: flo
                 params,
                 shape,
                 lengths,
-                generate=2 * n,
-                samples=2,
-                score=2 * (n * (1 + again) + earlier + data.n_calibration * pairs),
+                generate=samples * n,
+                samples=samples,
+                score=samples * n * (1 + again) + 2 * (earlier + data.n_calibration * pairs),
             ),
             Stage(f"follower {t}"),
-            # The worst case splits one pair in two.
-            _stage(f"leader {t}", params, shape, lengths, pairs=n + earlier + 1, training=params.leader),
+            _stage(f"leader {t}", params, shape, lengths, pairs=n + earlier, training=params.leader),
         ]
     held_out = 2 * (params.n_rounds + 2) * data.n_evaluation * pairs if by_people else 0
     samples, n_trained = params.evaluation.n_samples, params.n_rounds + 1

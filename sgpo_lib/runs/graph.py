@@ -143,6 +143,8 @@ class Node:
         }
         if self.name == "seed_dpo":
             mine.pop("data.n_prompts")
+            if self.run.params.data.n_calibration:  # whose pairs are made as self-annotation makes them
+                mine["annotation.n_samples"] = values["annotation.n_samples"]
         elif self.round is not None and "data.n_prompts" in mine:
             mine["data.n_prompts"] = mine["data.n_prompts"][: self.round]
         if self.round == 1:

@@ -62,7 +62,7 @@ def label_calibration(step: Step, policy: Policy, splits: data.Splits) -> pd.Dat
     """
     params, seed = step.run.params, step.seed + 1  # another draw than the seed's
     with step.timed("generate"):
-        pairs = annotation.labelled(policy, splits.calibration, params, seed, step.shards, annotation.N_SAMPLES)
+        pairs = annotation.labelled(policy, splits.calibration, params, seed, step.shards, params.annotation.n_samples)
     pairs = data.flip_labels(pairs, params.data.label_noise, seed)
     step.save("calibration.parquet", pairs)
     return pairs

@@ -152,7 +152,7 @@ def test_stages_count_what_the_notebooks_do():
     assert made["seed DPO"].trained == 128 * 2 * 2 * 90
     assert made["annotation 2"].generated == 96 * 2 * 50
     assert made["annotation 2"].scored == 96 * 2 * 90
-    assert made["leader 3"].trained == 97 * 2 * 90
+    assert made["leader 3"].trained == 96 * 2 * 90
     assert made["evaluation"].generated == 5 * 128 * 50
     assert made["evaluation"].scored == 4 * 128 * 90
 
