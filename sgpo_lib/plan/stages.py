@@ -105,7 +105,7 @@ def stages(params: Params, shape: Shape, lengths: Lengths, pairs_per_prompt: flo
         ]
     held_out = 2 * (params.n_rounds + 2) * data.n_evaluation * pairs if by_people else 0
     generated, scored = (policies * data.n_evaluation for policies in (params.n_rounds + 2, params.n_rounds + 1))
-    return [*plan, _stage("evaluation", params, shape, lengths, generated, score=scored * (1 + again) + held_out)]
+    return [*plan, _stage("evaluation", params, shape, lengths, generated, score=scored + held_out)]
 
 
 def _stage(
