@@ -61,6 +61,7 @@ def test_the_wheel_needs_no_extra_to_give_the_follower_and_the_trainer(tmp_path)
     assert {f"Provides-Extra: {extra}" for extra in EXTRAS} <= set(metadata.splitlines())
     core = {_name(requirement) for requirement in PROJECT["dependencies"]}
     extra_only = {_name(r) for listed in EXTRAS.values() for r in listed} - core - {"sgpo-lib", "setuptools"}
+    extra_only -= {"sphinx"}  # SciPy asks whether it is loaded, and takes None for a module
     code = f"""
 import sys
 for name in {sorted(extra_only)}:

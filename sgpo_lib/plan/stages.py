@@ -111,7 +111,7 @@ def stages(params: Params, shape: Shape, lengths: Lengths, pairs_per_prompt: flo
     n_scaled = n_trained * len(params.evaluation.match_kl)
     search = n_scaled * _ESTIMATES * N_PROMPTS
     generated, scored = (n * data.n_evaluation * samples for n in (1 + n_trained + n_scaled, n_trained + n_scaled))
-    score = scored * (1 + again) + 2 * search + held_out
+    score = scored + 2 * search + held_out
     return [*plan, _stage("evaluation", params, shape, lengths, generated + search, samples, score=score)]
 
 

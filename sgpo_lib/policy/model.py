@@ -6,8 +6,9 @@ Knows tokens and log-probabilities; knows nothing of judges, pairs or training.
 import contextlib
 import itertools
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import (
     set_seed,
 )
 
+from sgpo_lib.leader.packed_batches import PackingCheck
 from sgpo_lib.params.schema import ModelParams
 from sgpo_lib.policy.checks import check_model, check_tokenizer, rendered
 from sgpo_lib.policy.export import adapter_card
@@ -48,11 +50,13 @@ class Policy:
     model : the policy pi_theta; a `PeftModel` if it is an adapter on the SFT model.
     tokenizer : pads on the left.
     params : what it was loaded from.
+    packing_checks : by type of the weights, whether answers may share their prompt's computation.
     """
 
     model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     params: ModelParams
+    packing_checks: dict[torch.dtype, PackingCheck] = field(default_factory=lambda: defaultdict(PackingCheck))
     _sft: PreTrainedModel | None = None
 
     @classmethod
@@ -131,8 +135,8 @@ class Policy:
         return self.params.scoring_dtype == "auto" or self.model.dtype == torch.float32
 
     @contextlib.contextmanager
-    def scoring(self, reference: bool) -> Iterator[PreTrainedModel | PeftModel]:
-        """Give the policy, or the SFT model, in `params.scoring_dtype`; afterwards its weights are as before.
+    def scoring(self, reference: bool, dtype: str | None = None) -> Iterator[PreTrainedModel | PeftModel]:
+        """Give the policy, or the SFT model, in `dtype` or `params.scoring_dtype`; afterwards it is as before.
 
         An implicit reward is a small difference of large log-probabilities, and takes their rounding with it.
         Where all weights are trained, policy and SFT model take turns on the device.
@@ -143,7 +147,7 @@ class Policy:
         try:
             with (
                 self.reference() if reference else contextlib.nullcontext(self.model) as model,
-                in_float32(model) if self.params.scoring_dtype == "float32" else contextlib.nullcontext(),
+                in_float32(model) if (dtype or self.params.scoring_dtype) == "float32" else contextlib.nullcontext(),
             ):
                 yield model
         finally:

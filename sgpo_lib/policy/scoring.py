@@ -9,7 +9,6 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sgpo_lib.leader.packed_batches import PackingCheck
 from sgpo_lib.leader.packing import pack, packed_log_probs, row_length
 from sgpo_lib.policy.model import Policy
 
@@ -25,17 +24,19 @@ def sequence_log_probs(
     reference: bool = False,
     temperature: float = 1.0,
     batch_size: int = 32,
+    dtype: str | None = None,
 ) -> np.ndarray:
     """Return log pi(y|x), summed over the response's tokens, in nats, shape (N,).
 
     Responses to the same prompt share its computation where the model can be packed (`sgpo_lib.leader.packing`).
-    The passes run in `policy.params.scoring_dtype`. In float32 the batch changes a sum by less than 1e-4 nats; in
+    In float32 the batch changes a sum by less than 1e-4 nats; in
     bfloat16 by some tenths.
 
     Parameters
     ----------
     reference : score under the SFT model instead of the policy.
     temperature : divides the logits; the sampling temperature gives the law that responses are drawn from.
+    dtype : of the passes, "float32" or "auto", which is that of the weights; None for `policy.params.scoring_dtype`.
 
     Raises
     ------
@@ -44,10 +45,10 @@ def sequence_log_probs(
     lengths = [len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True)]
     check_context(policy, max(lengths, default=0), "A prompt and its response")
     result = np.zeros(len(lengths))
-    with policy.scoring(reference) as model, tqdm(total=len(lengths), desc="score", unit="response") as progress:
+    with policy.scoring(reference, dtype) as model, tqdm(total=len(lengths), desc="score", unit="response") as progress:
         rows = _share_prompts(prompt_ids, response_ids, batch_size)
         score = _packed_scores
-        if not _can_be_packed(model, rows, prompt_ids, response_ids):
+        if not _can_be_packed(policy, model, rows, prompt_ids, response_ids):
             rows, score = [[i] for row in rows for i in row], _padded_scores
         for batch in _batches(rows, prompt_ids, response_ids, batch_size):
             members = [i for row in batch for i in row]
@@ -73,14 +74,18 @@ def _share_prompts(prompt_ids: Sequence[list[int]], response_ids: Sequence[list[
 
 
 def _can_be_packed(
-    model: torch.nn.Module, rows: list[list[int]], prompt_ids: Sequence[list[int]], response_ids: Sequence[list[int]]
+    policy: Policy,
+    model: torch.nn.Module,
+    rows: list[list[int]],
+    prompt_ids: Sequence[list[int]],
+    response_ids: Sequence[list[int]],
 ) -> bool:
     """Return whether there is something to share and the model shares it rightly, tried on the shortest shared rows."""
     if all(len(row) == 1 for row in rows):
         return False
     order = sorted(rows, key=lambda row: (len(row) == 1, _n_tokens(row, prompt_ids, response_ids)))
     answers = [[response_ids[i] for i in row] for row in order]
-    return PackingCheck()(model, [prompt_ids[row[0]] for row in order], answers)
+    return policy.packing_checks[model.dtype](model, [prompt_ids[row[0]] for row in order], answers)
 
 
 def _n_tokens(row: list[int], prompt_ids: Sequence[list[int]], response_ids: Sequence[list[int]]) -> int:
@@ -168,12 +173,10 @@ def check_context(policy: Policy, n_tokens: int, what: str) -> None:
 def sampled_kl(policy: Policy, responses: pd.DataFrame, temperature: float) -> np.ndarray:
     """One-sample estimates of KL(pi || SFT) in nats per response, shape (N,); single ones can be negative.
 
-    Both laws are taken at the sampling temperature, so the mean estimates the divergence of what is
-    deployed. The policy's own log-probability comes from sampling where that was as exact as scoring, else from a
-    scoring pass like the reference's: rounding in bfloat16 would add a floor of some tenths of a nat.
+    Both laws are taken at the sampling temperature and in the type that answers are drawn in, so the mean estimates
+    the divergence of what is deployed. The policy's own log-probability comes from sampling. Rounding in bfloat16
+    adds a floor: SmolLM2-135M diverges from itself by 0.14 nats in 55 tokens, with 0.6 of noise in each response.
     """
     ids = responses["prompt_ids"], responses["response_ids"]
-    own = responses["sampling_log_prob"].to_numpy()
-    if not policy.samples_as_it_scores:
-        own = sequence_log_probs(policy, *ids, temperature=temperature)
-    return own - sequence_log_probs(policy, *ids, reference=True, temperature=temperature)
+    reference = sequence_log_probs(policy, *ids, reference=True, temperature=temperature, dtype="auto")
+    return responses["sampling_log_prob"].to_numpy() - reference
