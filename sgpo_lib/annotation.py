@@ -35,17 +35,21 @@ def respond(
     seed: int,
     n_samples: int = N_SAMPLES,
     shards: Path | None = None,
-    shard_size: int = 512,
+    shard_size: int | None = None,
+    who: str = "the policy",
 ) -> pd.DataFrame:
     """Sample `n_samples` responses to every prompt from the policy, by the engine that `generation` names.
 
     Parameters
     ----------
     prompts : N rows with `prompt_id`, `prompt` (a list of chat messages) and perhaps `form`.
-    shards : folder in which the responses are kept, `shard_size` prompts a file, until all are there: a killed
-        call that is made again loses at most one file's work. Several policies may share it. Shards change
-        responses as `batch_size` does (see `sgpo_lib.policy.generate`): in float32 log-probabilities by their
-        rounding, in 16 bits what is drawn.
+    shards : folder in which the responses are kept, `shard_size` prompts a file, until all are there: an
+        interrupted call that is made again loses at most one file's work. Several policies may share it. Shards
+        change responses as `batch_size` does (see `sgpo_lib.policy.generate`): in float32 log-probabilities by
+        their rounding, in 16 bits what is drawn.
+    shard_size : None for a batch, and a quarter of one first, so that there is soon something to see and to keep.
+        An engine that batches by itself gets 512 prompts at once.
+    who : what the progress bar calls the policy.
 
     Returns
     -------
@@ -64,7 +68,10 @@ def respond(
         if shards is None:
             responses = answer(asked)
         else:
-            responses = in_shards(asked, answer, shards, shard_size, key | {"policy": _digest(policy)})
+            batch = 512 if engine == "vllm" else max(1, generation.batch_size // n_samples)
+            size, first = (shard_size, shard_size) if shard_size else (batch, -(-batch // 4))
+            made_by = key | {"policy": _digest(policy)}
+            responses = in_shards(asked, answer, shards, size, made_by, first, f"{who} answers")
     return asked.loc[responses.pop("prompt_index")].reset_index(drop=True).join(responses)
 
 
@@ -100,7 +107,8 @@ def labelled(
             "bring labelled pairs, or set gold."
         )
     else:
-        responses = respond(policy, prompts, params.generation, seed, n_samples or params.data.n_seed_samples, shards)
+        n_samples = n_samples or params.data.n_seed_samples
+        responses = respond(policy, prompts, params.generation, seed, n_samples, shards, who="the SFT model")
         responses["gold"] = GoldJudge(**params.gold.model_dump()).score(responses["response"])
         pairs = rank(responses, by="gold")
         if not policy.samples_as_it_scores:

@@ -70,7 +70,8 @@ def generate(
     )
     rows = []
     total, n_at_once = len(prompt_ids) * n_samples, max(1, batch_size // n_samples)
-    with _generating_by(policy, config), tqdm(total=total, desc="generate", unit="response") as progress:
+    bar = tqdm(total=total, desc="generate", unit="response", disable=total <= batch_size)  # one batch has no middle
+    with _generating_by(policy, config), bar as progress:
         for start in range(0, len(prompt_ids), n_at_once):
             asked = longest_first[start : start + n_at_once]
             batch = [(index, sample) for index in asked for sample in range(n_samples)]

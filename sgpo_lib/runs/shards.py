@@ -4,6 +4,7 @@ Knows tables and files; knows nothing of what is asked or who answers.
 """
 
 import io
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ def in_shards(
     folder: Path,
     size: int,
     key: dict[str, Any],
+    first: int | None = None,
+    doing: str = "shards",
 ) -> pd.DataFrame:
     """Return `answer(prompts)`, made and kept in shards of `size` prompts, so that a kill costs at most one.
 
@@ -35,6 +38,8 @@ def in_shards(
         N, and gives any number of rows. It must depend on nothing but them and `key`.
     folder : where the shards are kept; made if missing. Whoever calls removes it when the work is done.
     key : everything else that decides the answers; values that JSON can write.
+    first : size of the first shard; None for `size`.
+    doing : what the progress bar says.
 
     Returns
     -------
@@ -43,9 +48,10 @@ def in_shards(
     prompts = prompts.reset_index(drop=True)
     folder.mkdir(parents=True, exist_ok=True)
     answers = []
-    with tqdm(total=len(prompts), desc="shards", unit="prompt", disable=len(prompts) <= size) as progress:
-        for start in range(0, len(prompts), size):
-            part = prompts.iloc[start : start + size]
+    starts = [0, *range(first or size, len(prompts), size)]
+    with tqdm(total=len(prompts), desc=doing, unit="prompt", disable=len(starts) == 1) as progress:
+        for start, end in itertools.pairwise([*starts, len(prompts)]):
+            part = prompts.iloc[start:end]
             name = f"{start:07d}-{_made_by(part, key)}"
             content = _kept(folder, name) or _keep(folder, name, answer(part))
             answers.append(
