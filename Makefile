@@ -27,7 +27,7 @@ help:  ## show this
 	@echo "make test        linter and tests"
 	@echo "make figures     draw figures/ again from the runs there are"
 	@echo "make lab-figures simulate the loop a thousand times and draw figures/lab/ (notebook 09; 2 minutes)"
-	@echo "make lab         JupyterLab on the notebooks"
+	@echo "make lab         JupyterLab on working copies of the notebooks, in lab/; your changes are kept"
 	@echo "make setup       only the environment, .venv"
 	@echo "make clean       remove .venv and caches; runs/ and figures/ stay"
 
@@ -74,8 +74,10 @@ test: .venv/.complete  ## linter and tests
 	ruff format --check
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-lab: .venv/.complete  ## JupyterLab on the notebooks
-	jupyter lab notebooks
+lab: .venv/.complete  ## JupyterLab on working copies of the notebooks, in lab/
+	@python -m sgpo_lib.runs.notebooks notebooks lab
+	PYTHONSTARTUP="$(CURDIR)/sgpo_lib/runs/startup.py" jupyter lab --ServerApp.root_dir="$(CURDIR)" \
+		--LabApp.default_url=/lab/tree/lab
 
 clean:  ## remove what can be made again in minutes
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .snakemake *.egg-info

@@ -63,7 +63,7 @@ def _shell() -> Any:
 
 
 def _show(shell: Any, kind: type, error: Exception, trace: Any, tb_offset: int | None = None) -> None:
-    message = _for_people(kind, error, trace)
+    message = _for_people(shell, kind, error, trace)
     if message is None:
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
         return
@@ -74,15 +74,24 @@ def _show(shell: Any, kind: type, error: Exception, trace: Any, tb_offset: int |
     shell._showtraceback(kind, error, [f"{kind.__name__}: {message}"])
 
 
-def _for_people(kind: type, error: Exception, trace: Any) -> str | None:
+def _for_people(shell: Any, kind: type, error: Exception, trace: Any) -> str | None:
     """The message to show alone, or None where the frames are wanted."""
     if issubclass(kind, NameError) and error.name in _Opened.cleared:
         return f"`{error.name}` was computed for what was open before, and cleared. {_RUN_ABOVE}"
-    if issubclass(kind, NameError) and not _Opened.identity:
+    if issubclass(kind, NameError) and not _is_set_up(shell.user_ns):
         return f"`{error.name}` is not there: this kernel is new, and the cells above have not run in it. {_RUN_ABOVE}"
     innermost = traceback.extract_tb(trace)[-1].filename
     deliberate = issubclass(kind, _DELIBERATE) and _LIBRARY in Path(innermost).parents
     return str(error) if deliberate else None
+
+
+def _is_set_up(names: dict[str, Any]) -> bool:
+    """Say whether a notebook's setup cell has run, which imports from the library."""
+    origins = (
+        value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", "")
+        for value in names.values()
+    )
+    return any(str(origin).startswith(_LIBRARY.name) for origin in origins)
 
 
 _RUN_ABOVE = "Run > Run All Above Selected Cell, then this cell."
