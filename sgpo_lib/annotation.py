@@ -47,7 +47,7 @@ def respond(
         interrupted call that is made again loses at most one file's work. Several policies may share it. Shards
         change responses as `batch_size` does (see `sgpo_lib.policy.generate`): in float32 log-probabilities by
         their rounding, in 16 bits what is drawn.
-    shard_size : None for a batch, and a quarter of one first, so that there is soon something to see and to keep.
+    shard_size : None for a batch, and an eighth of one first, so that there is soon something to see and to keep.
         An engine that batches by itself gets 512 prompts at once.
     who : what the progress bar calls the policy.
 
@@ -69,7 +69,7 @@ def respond(
             responses = answer(asked)
         else:
             batch = 512 if engine == "vllm" else max(1, generation.batch_size // n_samples)
-            size, first = (shard_size, shard_size) if shard_size else (batch, -(-batch // 4))
+            size, first = (shard_size, shard_size) if shard_size else (batch, -(-batch // 8))
             made_by = key | {"policy": _digest(policy)}
             responses = in_shards(asked, answer, shards, size, made_by, first, f"{who} answers")
     return asked.loc[responses.pop("prompt_index")].reset_index(drop=True).join(responses)

@@ -1,12 +1,9 @@
 """The notebooks themselves, run through the graph on a tiny model: they finish, resume and repeat."""
 
-import hashlib
 import json
 import math
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,55 +12,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from graph_runs import REPOSITORY, artefacts, finish, kill, snakemake
 from processes import on_processes
 from small_params import write_tiny_params
 
 from sgpo_lib import follower
 from sgpo_lib.runs import STEPS, Run
-
-REPOSITORY = Path(__file__).parent.parent
-
-
-def _snakemake(params_file: Path, *options: str, study: Path | None = None) -> subprocess.Popen:
-    root = params_file.parent.parent
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(REPOSITORY / "Snakefile"),
-        "--directory",
-        str(root),
-        *(options or ["--quiet"]),
-        "--cores",
-        "2",
-        "--rerun-incomplete",
-        "--nolock",
-        "--config",
-        f"study={study}" if study else f"params={params_file}",
-    ]
-    return subprocess.Popen(
-        [*command, f"figures={root / 'figures'}", "threads=1"],
-        cwd=root,
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def _finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output[-6000:]
-    return output
-
-
-def _artefacts(root: Path) -> dict[str, str]:
-    """Hash of every table and of every policy's weights, by path: what two equal runs must share."""
-    files = [*root.rglob("*.parquet"), *root.rglob("*.safetensors"), *root.rglob("summary.json")]
-    return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +30,7 @@ def tiny_root(tiny_model, tmp_path_factory):
 def finished(tiny_root) -> Path:
     """A params file whose run went through the whole graph undisturbed."""
     params_file = tiny_root("undisturbed")
-    _finish(_snakemake(params_file))
+    finish(snakemake(params_file))
     return params_file
 
 
@@ -134,7 +88,7 @@ def test_flips_are_calibrated_on_labelled_pairs_solved_and_trained_on(tiny_root)
 
 def test_a_second_run_of_the_graph_does_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.parent.parent.rglob("*.json")}
-    _finish(_snakemake(finished))
+    finish(snakemake(finished))
     assert before == {path: path.stat().st_mtime_ns for path in finished.parent.parent.rglob("*.json")}
 
 
@@ -152,7 +106,7 @@ def studied(finished) -> Path:
     ]
     study.write_text(json.dumps({"params": str(finished), "seeds": [0], "baselines": ["dpo"], "variants": variants}))
     before = (root / "runs" / "tiny" / "seed-0" / "dpo" / "seed_dpo.json").stat().st_mtime_ns
-    _finish(_snakemake(finished, study=study))
+    finish(snakemake(finished, study=study))
     assert before == (root / "runs" / "tiny" / "seed-0" / "dpo" / "seed_dpo.json").stat().st_mtime_ns
     return root
 
@@ -191,7 +145,7 @@ def labelled(tiny_root) -> Path:
     study = root / "labels.yaml"
     variants = [{"method": "dpo"}, {"method": "self-dpo"}]
     study.write_text(json.dumps({"params": str(params_file), "seeds": [0], "baselines": ["dpo"], "variants": variants}))
-    _finish(_snakemake(params_file, study=study))
+    finish(snakemake(params_file, study=study))
     return params_file
 
 
@@ -215,9 +169,9 @@ def test_the_weights_of_a_data_file_count_in_seed_dpo(labelled):
 def test_other_labels_in_the_data_file_make_the_graph_run_again(labelled):
     data_file = labelled.parent.parent / "pairs.jsonl"
     before, study = data_file.read_text(), labelled.parent.parent / "labels.yaml"
-    assert "Nothing to be done" in _finish(_snakemake(labelled, "--dry-run", study=study))
+    assert "Nothing to be done" in finish(snakemake(labelled, "--dry-run", study=study))
     data_file.write_text(before.replace("I love it.", "I like it."))
-    assert re.search(r"(?m)^seed_dpo +1", _finish(_snakemake(labelled, "--dry-run", study=study)))
+    assert re.search(r"(?m)^seed_dpo +1", finish(snakemake(labelled, "--dry-run", study=study)))
     data_file.write_text(before)
 
 
@@ -225,7 +179,7 @@ def test_a_study_that_compares_otherwise_is_drawn_again_and_nothing_else_is_made
     study = labelled.parent.parent / "labels.yaml"
     before = study.read_text()
     study.write_text(before.replace('"baselines": ["dpo"]', '"baselines": ["self-dpo"]'))
-    plan = _finish(_snakemake(labelled, "--dry-run", study=study))
+    plan = finish(snakemake(labelled, "--dry-run", study=study))
     assert re.search(r"(?m)^figures +1", plan)
     assert "rule evaluation" not in plan
     study.write_text(before)
@@ -251,15 +205,15 @@ def test_figures_that_come_with_the_repository_do_not_stand_in_for_a_run(tiny_ro
     (figures / "tiny").mkdir(parents=True)
     (figures / "tiny" / "summary.md").write_text("from another machine")
     (figures / "regret_constants.md").write_text("from another machine")
-    plan = _finish(_snakemake(params_file, "--dry-run"))
+    plan = finish(snakemake(params_file, "--dry-run"))
     for rule in ("seed_dpo", "annotation", "follower", "leader", "evaluation", "figures", "regret"):
         assert re.search(rf"(?m)^(local)?rule {rule}:|^{rule} +\d", plan), plan
 
 
 def test_the_lab_is_simulated_on_request_only(tiny_root):
     params_file = tiny_root("without_lab")
-    assert not re.search(r"(?m)^lab +\d", _finish(_snakemake(params_file, "--dry-run")))
-    plan = _finish(_snakemake(params_file, "lab", "--dry-run"))
+    assert not re.search(r"(?m)^lab +\d", finish(snakemake(params_file, "--dry-run")))
+    plan = finish(snakemake(params_file, "lab", "--dry-run"))
     assert re.findall(r"(?m)^(\w+) +\d+$", plan) == ["lab", "total"] * 2, plan
     assert f"{params_file.parent.parent / 'figures'}/lab/predictions.md" in plan
 
@@ -276,19 +230,17 @@ def test_killed_at_any_moment_the_graph_resumes_to_the_same_artefacts(finished, 
         (annotating.folder, "annotation-shards/*"),
         (annotating.folder, ".annotation.*/responses.parquet"),
     ):
-        process = _snakemake(params_file, wanted)
+        process = snakemake(params_file, wanted)
         while process.poll() is None and not any(folder.glob(begun)):
             time.sleep(0.05)
         assert not annotating.record_file.exists()
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        _kill_kernels(root)
+        kill(process, root)
         for record in root.rglob("*.json"):
             if record.stem in STEPS:
                 for artefact in json.loads(record.read_text())["outputs"]:
                     _load(params_file, record, artefact)
-    _finish(_snakemake(params_file, wanted))
-    resumed, undisturbed = _artefacts(root / "runs"), _artefacts(finished.parent.parent / "runs")
+    finish(snakemake(params_file, wanted))
+    resumed, undisturbed = artefacts(root / "runs"), artefacts(finished.parent.parent / "runs")
     assert len(resumed) == 6
     assert resumed == {path: undisturbed.get(path) for path in resumed}
 
@@ -296,17 +248,6 @@ def test_killed_at_any_moment_the_graph_resumes_to_the_same_artefacts(finished, 
 def _load(params_file: Path, record: Path, artefact: str) -> None:
     values = json.loads(record.read_text())
     Run.open(params_file, method=values["method"]).step(values["step"], values["round"]).load(artefact)
-
-
-def _kill_kernels(root: Path) -> None:
-    """Kernels live in sessions of their own; a power cut would not have spared them."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            mine = os.readlink(process / "cwd") == str(root) and b"ipykernel" in (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if mine:
-            os.kill(int(process.name), signal.SIGKILL)
 
 
 def test_a_notebook_run_before_its_inputs_says_which_one_makes_them(tiny_root):

@@ -53,7 +53,8 @@ def opened(identity: str) -> None:
         for name in stale:
             del names[name]
         _Opened.cleared = frozenset(stale)
-        print(f"cleared, as computed for what was open before: {', '.join(sorted(stale))}" if stale else "", end="\n")
+        if stale:
+            print(f"cleared, as computed for what was open before: {', '.join(sorted(stale))}")
     _Opened.identity = identity
 
 
