@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,9 +48,11 @@ def finish(process: subprocess.Popen) -> str:
 
 
 def artefacts(root: Path) -> dict[str, str]:
-    """Hash of every table and of every policy's weights, by path: what two equal runs must share."""
+    """Hash of every table and of every policy's weights, by path: what two equal runs must share, drafts apart."""
     files = [*root.rglob("*.parquet"), *root.rglob("*.safetensors"), *root.rglob("summary.json")]
-    return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    paths = {file.relative_to(root).as_posix(): file for file in files}
+    hidden = re.compile(r"/\.|-shards/")
+    return {path: hashlib.sha256(paths[path].read_bytes()).hexdigest() for path in paths if not hidden.search(path)}
 
 
 def kill(process: subprocess.Popen, root: Path) -> None:

@@ -54,7 +54,7 @@ def test_the_graph_runs_every_notebook_and_leaves_summary_and_figures(finished):
 def _run_cells(name: str, **parameters) -> None:
     """Run a notebook's code in this process, as the graph would: what it leaves behind, without its outputs."""
     variables: dict = {}
-    parameters["overwrite"] = True
+    parameters = {"overwrite": True} | parameters
     for cell in json.loads((REPOSITORY / "notebooks" / f"{name}.ipynb").read_text())["cells"]:
         if cell["cell_type"] == "code":
             exec("".join(line for line in cell["source"] if not line.startswith("%")), variables)
@@ -90,6 +90,32 @@ def test_a_second_run_of_the_graph_does_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.parent.parent.rglob("*.json")}
     finish(snakemake(finished))
     assert before == {path: path.stat().st_mtime_ns for path in finished.parent.parent.rglob("*.json")}
+
+
+def test_notebooks_run_by_hand_over_a_finished_run_show_it_and_change_nothing(finished):
+    runs = finished.parent.parent / "runs"
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    by_hand = {"params_file": finished, "overwrite": False}
+    _run_cells("01_seed_dpo", **by_hand)
+    for name in ("02_self_annotation", "03_dro_reweighting", "04_weighted_training"):
+        _run_cells(name, **by_hand, round=2)
+    for method in ("dpo", "ssapo"):
+        _run_cells("05_evaluation", **by_hand, method=method)
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
+
+
+@pytest.mark.filterwarnings("ignore:.*was made with other params")
+def test_another_radius_by_hand_goes_beside_the_finished_run_and_leaves_the_graph_nothing_to_do(finished):
+    before = artefacts(finished.parent.parent / "runs")
+    by_hand = {"params_file": finished, "overrides": {"follower.radius": 0.03}, "overwrite": False}
+    for name in ("03_dro_reweighting", "04_weighted_training"):
+        _run_cells(name, **by_hand, round=2)
+    _run_cells("05_evaluation", **by_hand)
+    after = artefacts(finished.parent.parent / "runs")
+    assert {path: after[path] for path in before} == before
+    own = {path.split("/")[2] for path in after.keys() - before.keys()}
+    assert own == {"ssapo+mine"}
+    assert "Nothing to be done" in finish(snakemake(finished, "--dry-run"))
 
 
 @pytest.fixture(scope="module")
