@@ -4,7 +4,7 @@ Half of the kills hit the graph on its way to a finished run, half a finished st
 each, every record there is must be that of whole artefacts; at the end of each way, all artefacts must be those of an
 undisturbed run, byte for byte. On a tiny model, so that there are many moments between which something is written.
 
-python benchmarks/survives_kills.py              # 100 kills, prints Markdown; about an hour on two cores
+python benchmarks/survives_kills.py              # 100 kills, prints Markdown; over an hour on two cores
 python benchmarks/survives_kills.py --kills 20
 """
 
