@@ -30,9 +30,9 @@ help:  ## show this
 	@echo "make test        linter and tests"
 	@echo "make figures     draw figures/ again from the runs there are"
 	@echo "make lab-figures simulate the loop a thousand times and draw figures/lab/ (notebook 09; 2 minutes)"
-	@echo "make lab         JupyterLab on the notebooks"
 	@echo "make site        the executed notebooks and docs/ as pages that need no kernel and no network"
 	@echo "make chat        type a prompt: SFT, seed DPO and each round answer side by side, with their rewards and KL"
+	@echo "make lab         JupyterLab on working copies of the notebooks, in lab/; your changes are kept"
 	@echo "make setup       only the environment, .venv"
 	@echo "make clean       remove .venv and caches; runs/ and figures/ stay"
 
@@ -87,8 +87,10 @@ test: .venv/.complete  ## linter and tests
 	ruff format --check
 	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-lab: .venv/.complete  ## JupyterLab on the notebooks
-	jupyter lab notebooks
+lab: .venv/.complete  ## JupyterLab on working copies of the notebooks, in lab/
+	@python -m sgpo_lib.runs.notebooks notebooks lab
+	PYTHONSTARTUP="$(CURDIR)/sgpo_lib/runs/startup.py" jupyter lab --ServerApp.root_dir="$(CURDIR)" \
+		--LabApp.default_url=/lab/tree/lab
 
 site: .venv/.complete  ## pages of the run (PARAMS, the first of SEEDS and METHODS) and of docs/, in build/site/html
 	@python site/build.py --params "$$PARAMS" --seed "$${SEEDS%%,*}" --method "$${METHODS%%,*}"

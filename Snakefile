@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sgpo_lib.evaluation.report import executed_notebook
 from sgpo_lib.runs import STEPS
+from sgpo_lib.runs.notebooks import code_of
 from sgpo_lib.runs.store import sha256_of
 from sgpo_lib.runs.study import find_study, study_of
 
@@ -78,11 +79,8 @@ def step(name, w):
     return STUDY.run(variant_of(w), int(w.seed)).step(name, round)
 
 
-def code_of(notebook):
-    """Hash of a notebook's code; its prose may change without running anything again."""
-    cells = json.loads(Path(workflow.basedir, "notebooks", f"{notebook}.ipynb").read_text())["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    return sha256_of("\n".join(code).encode())[:12]
+def source(notebook):
+    return Path(workflow.basedir, "notebooks", f"{notebook}.ipynb")
 
 
 def made_by(name):
@@ -91,7 +89,7 @@ def made_by(name):
     def sources(w):
         made = step(name, w)
         data = {"data": sha256_of(made.data_file)} if made.data_file else {}
-        return json.dumps([made.params | data, code_of(STEPS[name].notebook)], sort_keys=True)
+        return json.dumps([made.params | data, code_of(source(STEPS[name].notebook))], sort_keys=True)
 
     return sources
 
@@ -106,6 +104,7 @@ def papermill(name):
     def command(w, output):
         made, variant = step(name, w), variant_of(w)
         values = {"params_file": STUDY.params_of(variant), "overrides": variant.overrides, "seed": made.run.seed}
+        values |= {"overwrite": True}  # the graph knows what is up to date
         values |= {} if name == "seed_dpo" else {"method": made.run.method}
         values |= {} if made.round is None else {"round": made.round}
         return hand_in(execute(made.notebook, executed_notebook(made), values), [made.record_file], output)
@@ -122,8 +121,7 @@ def hand_in(command, files, output):
 
 def execute(notebook, executed, values):
     executed.parent.mkdir(parents=True, exist_ok=True)
-    source = Path(workflow.basedir, "notebooks", f"{notebook}.ipynb")
-    command = ["papermill", "--no-request-save-on-cell-execute", source, executed, "-y", json.dumps(values)]
+    command = ["papermill", "--no-request-save-on-cell-execute", source(notebook), executed, "-y", json.dumps(values)]
     return shlex.join(map(str, command))
 
 
@@ -198,7 +196,7 @@ rule figures:
             [f"{FIGURES}/summary.md"],
             output,
         ),
-        made_by=json.dumps([STUDY.model_dump(), str(FIGURES_DIR), code_of("07_paper_figures")], sort_keys=True),
+        made_by=json.dumps([STUDY.model_dump(), str(FIGURES_DIR), code_of(source("07_paper_figures"))], sort_keys=True),
     message: "07 figures"
     shell: "{params.run}"
 
@@ -211,7 +209,7 @@ rule regret:
             [REGRET_NOTEBOOK, f"{FIGURES_DIR}/regret_constants.md"],
             output,
         ),
-        made_by=json.dumps([str(FIGURES_DIR), code_of("06_regret_bounds")]),
+        made_by=json.dumps([str(FIGURES_DIR), code_of(source("06_regret_bounds"))]),
     message: "06 regret bounds"
     shell: "{params.run}"
 
@@ -224,6 +222,6 @@ rule lab:  # on request only (make lab-figures): it takes minutes and no run nee
             [LAB_NOTEBOOK, *LAB_PICTURES, *LAB_TABLES],
             output,
         ),
-        made_by=json.dumps([str(FIGURES_DIR), code_of("09_lab")]),
+        made_by=json.dumps([str(FIGURES_DIR), code_of(source("09_lab"))]),
     message: "09 lab"
     shell: "{params.run}"

@@ -32,17 +32,21 @@ def respond(
     seed: int,
     n_samples: int = 2,
     shards: Path | None = None,
-    shard_size: int = 512,
+    shard_size: int | None = None,
+    who: str = "the policy",
 ) -> pd.DataFrame:
     """Sample `n_samples` responses to every prompt from the policy (paper: 2), by the engine that `generation` names.
 
     Parameters
     ----------
     prompts : N rows with `prompt_id`, `prompt` (a list of chat messages) and perhaps `form`.
-    shards : folder in which the responses are kept, `shard_size` prompts a file, until all are there: a killed
-        call that is made again loses at most one file's work. Several policies may share it. Shards change
-        responses as `batch_size` does (see `sgpo_lib.policy.generate`): in float32 log-probabilities by their
-        rounding, in 16 bits what is drawn.
+    shards : folder in which the responses are kept, `shard_size` prompts a file, until all are there: an
+        interrupted call that is made again loses at most one file's work. Several policies may share it. Shards
+        change responses as `batch_size` does (see `sgpo_lib.policy.generate`): in float32 log-probabilities by
+        their rounding, in 16 bits what is drawn.
+    shard_size : None for two batches, as answers that end early give their place in the batch to others of the shard.
+        An engine that batches by itself gets 512 prompts at once.
+    who : what the progress bar calls the policy.
 
     Returns
     -------
@@ -56,12 +60,14 @@ def respond(
 
         def answer(part: pd.DataFrame) -> pd.DataFrame:
             first = int(part.index[0])
-            return draw(policy, part["prompt"].tolist(), n_samples, seed, **options, first_index=first)
+            how = options | {"first_index": first, "doing": f"{who} answers"}
+            return draw(policy, part["prompt"].tolist(), n_samples, seed, **how)
 
         if shards is None:
             responses = answer(asked)
         else:
-            responses = in_shards(asked, answer, shards, shard_size, key | {"policy": _digest(policy)})
+            size = shard_size or (512 if engine == "vllm" else max(1, 2 * generation.batch_size // n_samples))
+            responses = in_shards(asked, answer, shards, size, key | {"policy": _digest(policy)})
     return asked.loc[responses.pop("prompt_index")].reset_index(drop=True).join(responses)
 
 
@@ -98,7 +104,8 @@ def labelled(
             "bring labelled pairs, or set gold."
         )
     else:
-        responses = respond(policy, prompts, params.generation, seed, n_samples or params.data.n_seed_samples, shards)
+        n_samples = n_samples or params.data.n_seed_samples
+        responses = respond(policy, prompts, params.generation, seed, n_samples, shards, who="the SFT model")
         responses["gold"] = GoldJudge(**params.gold.model_dump()).score(responses["response"])
         pairs = rank(responses, by="gold")
         if not policy.samples_as_it_scores:

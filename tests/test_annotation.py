@@ -313,7 +313,7 @@ def test_calibration_pairs_are_made_of_as_many_answers_as_self_annotated_pairs_a
     ):
         answers = annotation.respond(policy, prompts, run.params.generation, seed, n_samples)
         of_prompt = answers.groupby("prompt_id")["response"].agg(list)
-        pairs = pd.read_parquet(step.folder / f"{name}.parquet")
+        pairs = pd.read_parquet(step.draft / f"{name}.parquet")
         assert len(pairs)
         for pair in pairs.itertuples():
             assert {pair.chosen, pair.rejected} <= set(of_prompt[pair.prompt_id])

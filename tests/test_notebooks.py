@@ -1,12 +1,9 @@
 """The notebooks themselves, run through the graph on a tiny model: they finish, resume and repeat."""
 
-import hashlib
 import json
 import math
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from graph_runs import REPOSITORY, artefacts, finish, kill, snakemake
 from processes import on_processes
 from small_params import write_tiny_params
 
@@ -22,50 +20,6 @@ from sgpo_lib import follower
 from sgpo_lib.evaluation import comparison
 from sgpo_lib.runs import STEPS, Run
 from sgpo_lib.runs.study import study_of
-
-REPOSITORY = Path(__file__).parent.parent
-
-
-def _snakemake(params_file: Path, *options: str, study: Path | None = None) -> subprocess.Popen:
-    root = params_file.parent.parent
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--snakefile",
-        str(REPOSITORY / "Snakefile"),
-        "--directory",
-        str(root),
-        *(options or ["--quiet"]),
-        "--cores",
-        "2",
-        "--rerun-incomplete",
-        "--nolock",
-        "--config",
-        f"study={study}" if study else f"params={params_file}",
-    ]
-    return subprocess.Popen(
-        [*command, f"figures={root / 'figures'}", "threads=1"],
-        cwd=root,
-        env=environment,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def _finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output[-6000:]
-    return output
-
-
-def _artefacts(root: Path) -> dict[str, str]:
-    """Hash of every table and of every policy's weights, by path: what two equal runs must share."""
-    files = [*root.rglob("*.parquet"), *root.rglob("*.safetensors"), *root.rglob("summary.json")]
-    return {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +32,7 @@ def tiny_root(tiny_model, tmp_path_factory):
 def finished(tiny_root) -> Path:
     """A params file whose run went through the whole graph undisturbed."""
     params_file = tiny_root("undisturbed")
-    _finish(_snakemake(params_file))
+    finish(snakemake(params_file))
     return params_file
 
 
@@ -100,8 +54,9 @@ def test_the_graph_runs_every_notebook_and_leaves_summary_and_figures(finished):
 
 
 def _run_cells(name: str, **parameters) -> None:
-    """Run a notebook's code in this process: what it leaves behind, without its outputs."""
+    """Run a notebook's code in this process, as the graph would: what it leaves behind, without its outputs."""
     variables: dict = {}
+    parameters = {"overwrite": True} | parameters
     for cell in json.loads((REPOSITORY / "notebooks" / f"{name}.ipynb").read_text())["cells"]:
         if cell["cell_type"] == "code":
             exec("".join(line for line in cell["source"] if not line.startswith("%")), variables)
@@ -163,8 +118,34 @@ def test_policies_are_evaluated_with_several_answers_and_at_the_kls_they_can_be_
 
 def test_a_second_run_of_the_graph_does_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.parent.parent.rglob("*.json")}
-    _finish(_snakemake(finished))
+    finish(snakemake(finished))
     assert before == {path: path.stat().st_mtime_ns for path in finished.parent.parent.rglob("*.json")}
+
+
+def test_notebooks_run_by_hand_over_a_finished_run_show_it_and_change_nothing(finished):
+    runs = finished.parent.parent / "runs"
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*")}
+    by_hand = {"params_file": finished, "overwrite": False}
+    _run_cells("01_seed_dpo", **by_hand)
+    for name in ("02_self_annotation", "03_dro_reweighting", "04_weighted_training"):
+        _run_cells(name, **by_hand, round=2)
+    for method in ("dpo", "ssapo"):
+        _run_cells("05_evaluation", **by_hand, method=method)
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*")} == before
+
+
+@pytest.mark.filterwarnings("ignore:.*was made with other params")
+def test_another_radius_by_hand_goes_beside_the_finished_run_and_leaves_the_graph_nothing_to_do(finished):
+    before = artefacts(finished.parent.parent / "runs")
+    by_hand = {"params_file": finished, "overrides": {"follower.radius": 0.03}, "overwrite": False}
+    for name in ("03_dro_reweighting", "04_weighted_training"):
+        _run_cells(name, **by_hand, round=2)
+    _run_cells("05_evaluation", **by_hand)
+    after = artefacts(finished.parent.parent / "runs")
+    assert {path: after[path] for path in before} == before
+    own = {path.split("/")[2] for path in after.keys() - before.keys()}
+    assert own == {"ssapo+mine"}
+    assert "Nothing to be done" in finish(snakemake(finished, "--dry-run"))
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +162,7 @@ def studied(finished) -> Path:
     ]
     study.write_text(json.dumps({"params": str(finished), "seeds": [0], "baselines": ["dpo"], "variants": variants}))
     before = (root / "runs" / "tiny" / "seed-0" / "dpo" / "seed_dpo.json").stat().st_mtime_ns
-    _finish(_snakemake(finished, study=study))
+    finish(snakemake(finished, study=study))
     assert before == (root / "runs" / "tiny" / "seed-0" / "dpo" / "seed_dpo.json").stat().st_mtime_ns
     return root
 
@@ -220,7 +201,7 @@ def labelled(tiny_root) -> Path:
     study = root / "labels.yaml"
     variants = [{"method": "dpo"}, {"method": "self-dpo"}]
     study.write_text(json.dumps({"params": str(params_file), "seeds": [0], "baselines": ["dpo"], "variants": variants}))
-    _finish(_snakemake(params_file, study=study))
+    finish(snakemake(params_file, study=study))
     return params_file
 
 
@@ -244,9 +225,9 @@ def test_the_weights_of_a_data_file_count_in_seed_dpo(labelled):
 def test_other_labels_in_the_data_file_make_the_graph_run_again(labelled):
     data_file = labelled.parent.parent / "pairs.jsonl"
     before, study = data_file.read_text(), labelled.parent.parent / "labels.yaml"
-    assert "Nothing to be done" in _finish(_snakemake(labelled, "--dry-run", study=study))
+    assert "Nothing to be done" in finish(snakemake(labelled, "--dry-run", study=study))
     data_file.write_text(before.replace("I love it.", "I like it."))
-    assert re.search(r"(?m)^seed_dpo +1", _finish(_snakemake(labelled, "--dry-run", study=study)))
+    assert re.search(r"(?m)^seed_dpo +1", finish(snakemake(labelled, "--dry-run", study=study)))
     data_file.write_text(before)
 
 
@@ -254,7 +235,7 @@ def test_a_study_that_compares_otherwise_is_drawn_again_and_nothing_else_is_made
     study = labelled.parent.parent / "labels.yaml"
     before = study.read_text()
     study.write_text(before.replace('"baselines": ["dpo"]', '"baselines": ["self-dpo"]'))
-    plan = _finish(_snakemake(labelled, "--dry-run", study=study))
+    plan = finish(snakemake(labelled, "--dry-run", study=study))
     assert re.search(r"(?m)^figures +1", plan)
     assert "rule evaluation" not in plan
     study.write_text(before)
@@ -280,40 +261,42 @@ def test_figures_that_come_with_the_repository_do_not_stand_in_for_a_run(tiny_ro
     (figures / "tiny").mkdir(parents=True)
     (figures / "tiny" / "summary.md").write_text("from another machine")
     (figures / "regret_constants.md").write_text("from another machine")
-    plan = _finish(_snakemake(params_file, "--dry-run"))
+    plan = finish(snakemake(params_file, "--dry-run"))
     for rule in ("seed_dpo", "annotation", "follower", "leader", "evaluation", "figures", "regret"):
         assert re.search(rf"(?m)^(local)?rule {rule}:|^{rule} +\d", plan), plan
 
 
 def test_the_lab_is_simulated_on_request_only(tiny_root):
     params_file = tiny_root("without_lab")
-    assert not re.search(r"(?m)^lab +\d", _finish(_snakemake(params_file, "--dry-run")))
-    plan = _finish(_snakemake(params_file, "lab", "--dry-run"))
+    assert not re.search(r"(?m)^lab +\d", finish(snakemake(params_file, "--dry-run")))
+    plan = finish(snakemake(params_file, "lab", "--dry-run"))
     assert re.findall(r"(?m)^(\w+) +\d+$", plan) == ["lab", "total"] * 2, plan
     assert f"{params_file.parent.parent / 'figures'}/lab/predictions.md" in plan
 
 
 def test_killed_at_any_moment_the_graph_resumes_to_the_same_artefacts(finished, tiny_root):
-    """Also the test of reproducibility: a second run of the same seed, interrupted, ends byte for byte alike."""
+    """Also the test of reproducibility: a second run of the same seed, interrupted thrice, ends byte for byte alike."""
     params_file = tiny_root("killed")
     root = params_file.parent.parent
     seed_0 = Run.open(params_file)
     training, annotating = seed_0.step("seed_dpo"), seed_0.step("annotation", 1)
     wanted = str(annotating.record_file)
-    for begun in (training.folder / "pairs.parquet", annotating.folder / "responses.parquet"):
-        process = _snakemake(params_file, wanted)
-        while process.poll() is None and not begun.exists():
+    for folder, begun in (
+        (training.folder, ".seed_dpo.*/pairs.parquet"),
+        (annotating.folder, "annotation-shards/*"),
+        (annotating.folder, ".annotation.*/responses.parquet"),
+    ):
+        process = snakemake(params_file, wanted)
+        while process.poll() is None and not any(folder.glob(begun)):
             time.sleep(0.05)
         assert not annotating.record_file.exists()
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        _kill_kernels(root)
+        kill(process, root)
         for record in root.rglob("*.json"):
             if record.stem in STEPS:
                 for artefact in json.loads(record.read_text())["outputs"]:
                     _load(params_file, record, artefact)
-    _finish(_snakemake(params_file, wanted))
-    resumed, undisturbed = _artefacts(root / "runs"), _artefacts(finished.parent.parent / "runs")
+    finish(snakemake(params_file, wanted))
+    resumed, undisturbed = artefacts(root / "runs"), artefacts(finished.parent.parent / "runs")
     assert len(resumed) == 6
     assert resumed == {path: undisturbed.get(path) for path in resumed}
 
@@ -321,17 +304,6 @@ def test_killed_at_any_moment_the_graph_resumes_to_the_same_artefacts(finished, 
 def _load(params_file: Path, record: Path, artefact: str) -> None:
     values = json.loads(record.read_text())
     Run.open(params_file, method=values["method"]).step(values["step"], values["round"]).load(artefact)
-
-
-def _kill_kernels(root: Path) -> None:
-    """Kernels live in sessions of their own; a power cut would not have spared them."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            mine = os.readlink(process / "cwd") == str(root) and b"ipykernel" in (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if mine:
-            os.kill(int(process.name), signal.SIGKILL)
 
 
 def test_a_notebook_run_before_its_inputs_says_which_one_makes_them(tiny_root):
@@ -357,3 +329,4 @@ def test_a_notebook_run_before_its_inputs_says_which_one_makes_them(tiny_root):
     )
     assert done.returncode != 0
     assert "run notebook 01_seed_dpo first" in done.stderr
+    assert "sgpo_lib/runs" not in done.stderr  # the message for people comes without our frames

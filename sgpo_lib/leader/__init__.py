@@ -9,6 +9,7 @@ Importing it loads neither torch nor TRL; the names that need them do so when th
 from importlib import import_module
 
 from sgpo_lib.leader.modes import MODES, Objective, as_table, objective, training_rows, with_references
+from sgpo_lib.leader.readout import in_words
 
 _LATER = {
     "KnownReferencesTrainer": "known_references",
@@ -19,7 +20,7 @@ _LATER = {
     "training_metrics": "training",
 }
 
-__all__ = ["MODES", "Objective", "as_table", "objective", "training_rows", "with_references", *_LATER]
+__all__ = ["MODES", "Objective", "as_table", "in_words", "objective", "training_rows", "with_references", *_LATER]
 
 
 def __getattr__(name: str):

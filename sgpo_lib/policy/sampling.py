@@ -28,6 +28,7 @@ def generate(
     max_prompt_length: int | None = None,
     batch_size: int = 64,
     first_index: int = 0,
+    doing: str = "generate",
 ) -> pd.DataFrame:
     """Sample responses.
 
@@ -48,6 +49,7 @@ def generate(
     batch_size : responses drawn at once; as some end, others are begun.
     first_index : `prompt_index` of the first prompt, for prompts that are a later part of a longer list: it is
         part of the random stream's name, so parts draw what the whole would.
+    doing : what the progress bar says.
 
     Returns
     -------
@@ -71,7 +73,7 @@ def generate(
         return [Answer(prompt_ids[index], stream) for (index, _), stream in zip(jobs, streams, strict=True)]
 
     stop = policy.stop_tokens
-    answers = _answers(policy.model, begin, longest, temperature, stop, max_new_tokens, batch_size)
+    answers = _answers(policy.model, begin, longest, doing, temperature, stop, max_new_tokens, batch_size)
     rows = []
     for (index, sample), answer in sorted(zip(jobs, answers, strict=True), key=lambda pair: pair[0]):
         finished = answer.ids[-1] in stop
@@ -92,24 +94,24 @@ def generate(
 
 
 def _answers(
-    model: torch.nn.Module, begin: Callable[[], list[Answer]], longest: int, *how: float | list[int]
+    model: torch.nn.Module, begin: Callable[[], list[Answer]], longest: int, doing: str, *how: float | list[int]
 ) -> list[Answer]:
     """Draw all answers that `begin` begins, by `decode` where its numbers are the model's, else by `model.generate`."""
     reason = why_not_decoded(model, longest)
     with lora.in_compute_dtype(model):
         if reason is None:
             try:
-                return _all(decode, model, begin(), *how)
+                return _all(decode, model, begin(), doing, *how)
             except DecodingError as error:
                 reason = str(error)
         warnings.warn(f"Answers are sampled by model.generate, which takes longer: {reason}.", stacklevel=3)
-        return _all(_by_generate, model, begin(), *how)
+        return _all(_by_generate, model, begin(), doing, *how)
 
 
 def _all(
-    draw_all: Callable[..., Iterator[Answer]], model: torch.nn.Module, answers: list[Answer], *how
+    draw_all: Callable[..., Iterator[Answer]], model: torch.nn.Module, answers: list[Answer], doing: str, *how
 ) -> list[Answer]:
-    with tqdm(total=len(answers), desc="generate", unit="response") as progress:
+    with tqdm(total=len(answers), desc=doing, unit="response") as progress:
         for _ in draw_all(model, answers, *how):
             progress.update()
     return answers

@@ -73,6 +73,7 @@ class _Engine:
         max_prompt_length: int | None = None,
         batch_size: int = 64,
         first_index: int = 0,
+        doing: str = "generate",
     ) -> pd.DataFrame:
         if policy is not self.policy:
             raise ValueError("This generator serves another policy; open one for each policy.")

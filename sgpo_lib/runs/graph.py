@@ -60,10 +60,10 @@ class Node:
     def owner(self) -> str:
         """The method whose folder holds the step: "dpo" for what all methods share.
 
-        These are the seed, and the first round's pairs, which pi_0 makes alone.
+        These are the seed, and the first round's pairs, which pi_0 makes alone. A run of one's own has its own of both.
         """
         shared = self.name == "seed_dpo" or (self.name == "annotation" and self.round == 1)
-        return "dpo" if shared else self.run.method
+        return self.run.seed_only.method if shared else self.run.method
 
     @property
     def folder(self) -> Path:
@@ -84,7 +84,7 @@ class Node:
 
     @property
     def record_file(self) -> Path:
-        """The step's record; it exists exactly if the step is complete."""
+        """The step's record; it exists exactly if the step is complete, and stays until another takes its place."""
         return self.folder / f"{self.name}.json"
 
     @property
@@ -96,7 +96,7 @@ class Node:
     @property
     def shards(self) -> Path:
         """Where finished parts of a long answer wait, until the step is complete, for a run that was killed."""
-        return self.folder / "shards"
+        return self.folder / f"{self.name}-shards"
 
     @cached_property
     def inputs(self) -> list["Node"]:
@@ -131,7 +131,7 @@ class Node:
         """How to make this step, for messages; what all methods share is not made with every one of them."""
         where = "" if self.round is None else f" with round={self.round}"
         if self.name == "evaluation" and not self.run.rounds:
-            where = ' with method="dpo"'
+            where = f' with method="{self.run.method}"'
         return f"notebook {self.notebook}{where}"
 
     @property

@@ -4,6 +4,7 @@ Knows tables and files; knows nothing of what is asked or who answers.
 """
 
 import io
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -43,9 +44,10 @@ def in_shards(
     prompts = prompts.reset_index(drop=True)
     folder.mkdir(parents=True, exist_ok=True)
     answers = []
-    with tqdm(total=len(prompts), desc="shards", unit="prompt", disable=len(prompts) <= size) as progress:
-        for start in range(0, len(prompts), size):
-            part = prompts.iloc[start : start + size]
+    starts = range(0, len(prompts), size)
+    with tqdm(total=len(prompts), desc="shards", unit="prompt", disable=len(starts) < 5) as progress:
+        for start, end in itertools.pairwise([*starts, len(prompts)]):
+            part = prompts.iloc[start:end]
             name = f"{start:07d}-{_made_by(part, key)}"
             content = _kept(folder, name) or _keep(folder, name, answer(part))
             answers.append(

@@ -1,9 +1,12 @@
 """Where a run keeps things: its folders, whole-or-nothing artefacts, and the record of how each was made.
 
-A run is (params, seed, method). Every step writes its artefacts and then, last, its record
-`<step>.json`; a step whose record exists is complete. Before a step starts, the records of all steps
-that it builds on are checked: that they exist, were made with the params now asked for, and were made
-from each other's present outputs. A round may have a radius of its own; that is warned of and recorded.
+A run is (params, seed, method). A step writes its artefacts into a draft, which `finish` puts in their place together
+with the record `<step>.json`; a step whose record exists is complete, and stays so while it is made again. Before a
+step starts, the records of all steps that it builds on are checked: that they exist, were made with the params now
+asked for, and were made from each other's present outputs. A round may have a radius of its own; that is warned of and
+recorded.
+
+A run whose label ends in `+mine` is one's own: what it has not made it reads from the run that it branched from.
 """
 
 import contextlib
@@ -11,7 +14,6 @@ import json
 import re
 import shutil
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,14 +22,17 @@ from typing import Any
 
 import pandas as pd
 
-from sgpo_lib.params.files import default_of, load_params
+from sgpo_lib.params.files import load_params
 from sgpo_lib.params.methods import METHODS
 from sgpo_lib.params.schema import Params
+from sgpo_lib.runs import drafts
+from sgpo_lib.runs.checks import check_all, check_made_with, check_same_inputs, input_hashes, unchanged_since
 from sgpo_lib.runs.graph import STEPS, Node
 from sgpo_lib.runs.provenance import check_packages, environment, peak_gib
-from sgpo_lib.runs.store import read_parquet, remove_leftovers, replacing, sha256_of, write_parquet
+from sgpo_lib.runs.store import read_parquet, replacing, sha256_of, write_parquet
 
 _LABEL = re.compile(r"[A-Za-z0-9._+-]{1,100}")
+_OWN = re.compile(r"(\+mine(-\d+)?)+$")
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Run:
                 f"{method!r}: a label names a folder, so it is made of letters, digits and . _ + - alone, such as "
                 f"'{preset}+radius-0.03'."
             )
-        if preset == "dpo" and method != "dpo":
+        if preset == "dpo" and _OWN.sub("", method) != "dpo":
             raise ValueError(f"{method!r}: the seed is shared by all methods, so that dpo can have no label.")
         run = cls(load_params(params_file, overrides, preset), int(seed), method)
         return run.seed_only if preset == "dpo" else run
@@ -85,7 +90,13 @@ class Run:
     def seed_only(self) -> "Run":
         """The run that stops at the labelled seed, `dpo`; all methods share it."""
         data = self.params.data.model_copy(update={"n_prompts": []})
-        return replace(self, params=self.params.model_copy(update={"data": data}), method="dpo")
+        own = _OWN.search(self.method)
+        return replace(self, params=self.params.model_copy(update={"data": data}), method=f"dpo{own[0] if own else ''}")
+
+    @property
+    def base(self) -> "Run | None":
+        """The run that this one branched from: `ssapo` of `ssapo+mine`, whoever asks; None where it is nobody's own."""
+        return replace(self, method=self.method.rpartition("+")[0]) if _OWN.search(self.method) else None
 
     def step(self, name: str, round: int | None = None) -> "Step":
         """Return a step of this run: `seed_dpo`, `annotation`, `follower`, `leader` or `evaluation`.
@@ -107,10 +118,52 @@ class Run:
 
 @dataclass(frozen=True)
 class Step(Node):
-    """One step of a run: the only way to its folder, its inputs and its outputs."""
+    """One step of a run: the only way to its folder, its inputs and its outputs.
+
+    Attributes
+    ----------
+    finished : whether it is only looked at: `save` and `finish` leave everything as it is.
+    about : where its artefacts go and why there, or when it was finished.
+    writer : the process whose draft this is.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
+    writer: str = field(default_factory=drafts.this_process, repr=False, compare=False)
+    finished: bool = field(default=False, compare=False)
+    about: str = field(default="", repr=False, compare=False)
+    _inputs: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     _outputs: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def key(self) -> str:
+        """The step's name in the records of those that read it: its record's place in the run's folder."""
+        return self.record_file.relative_to(self.run.folder).as_posix()
+
+    @property
+    def draft(self) -> Path:
+        """Where artefacts lie until `finish`; which one says under which params they were made."""
+        made_under = sha256_of(json.dumps(self.params, sort_keys=True).encode())[:12]
+        return drafts.draft_folder(self.folder, self.name, made_under, self.writer)
+
+    @property
+    def source(self) -> "Step":
+        """Where the step is read: of one's own run, in the run that it branched from, until it makes another."""
+        base = self.run.base
+        if base is None or self._is_own({}):
+            return self
+        there = base.step(self.name, self.round).source
+        return there if there.is_complete() else self
+
+    def _is_own(self, known: dict[str, bool]) -> bool:
+        """Say whether this run has made the step, or anything that it builds on."""
+        if self.key not in known:
+            known[self.key] = self.is_complete() or any(before._is_own(known) for before in self.inputs)
+        return known[self.key]
+
+    def is_complete(self) -> bool:
+        """Say whether the step has a record in its own folder."""
+        drafts.settle(self.folder, self.name)
+        return self.record_file.exists()
 
     def record(self) -> dict[str, Any]:
         """Read the step's record: params, inputs, outputs, metrics, seconds and environment.
@@ -119,19 +172,20 @@ class Step(Node):
         ------
         FileNotFoundError, ValueError : saying which notebook makes what is missing or broken.
         """
-        if not self.record_file.exists():
+        step = self.source
+        if not step.is_complete():
             raise FileNotFoundError(f"{self.folder} is not complete: run {self.label} first.")
         try:
-            record = json.loads(self.record_file.read_bytes())
+            record = json.loads(step.record_file.read_bytes())
             missing = {"params", "inputs", "outputs"} - set(record)
             if missing:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{self.record_file} cannot be read ({error}): run {self.label} again.") from None
+            raise ValueError(f"{step.record_file} cannot be read ({error}): run {self.label} again.") from None
         return record
 
     def begin(self) -> "Step":
-        """Check everything this step builds on, and clear its own record so that it counts as incomplete.
+        """Check everything this step builds on, and start an empty draft; what is finished stays until `finish`.
 
         Raises
         ------
@@ -140,13 +194,14 @@ class Step(Node):
             follower or leader params in earlier rounds are only warned of: each round may have its own.
         ModuleNotFoundError : if a training, now or in a later step, needs an optional package that is not installed.
         """
-        _check_all(self.inputs, self.round or 0)
+        check_all(self.inputs, self.round or 0)
         if self.name != "evaluation":
             check_packages(self.run.params)
         self._outputs.clear()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.record_file.unlink(missing_ok=True)
-        remove_leftovers(self.folder)  # of a step that was killed while it wrote
+        self._inputs.clear()
+        self._inputs.update(input_hashes(self))
+        drafts.clear(self.folder, self.name)
+        self.draft.mkdir(parents=True)
         return self
 
     def check(self) -> None:
@@ -156,76 +211,49 @@ class Step(Node):
         ------
         FileNotFoundError, ValueError : as `begin` does, and for other follower or leader params in any round.
         """
-        _check_all([self], None)
-
-    def _check(self, round_at_hand: int | None) -> None:
-        record = self.record()
-        asked = self.params
-        newer = {key: default_of(key) for key in asked}  # params that the record does not know were at their defaults
-        made = newer | record["params"]
-        differing = [
-            f"{key}: made with {made.get(key)!r}, asked for {asked.get(key)!r}"
-            for key in sorted(asked | made)
-            if asked.get(key) != made.get(key)
-        ]
-        if differing:
-            message = f"{self.folder} was made with other params:\n  " + "\n  ".join(differing)
-            if self.name in ("follower", "leader") and round_at_hand not in (None, self.round):
-                # An earlier round's move is history, and to go on from it with another radius is a fair question.
-                warnings.warn(message, stacklevel=5)
-            else:
-                apart = "" if self.owner == "dpo" else "a method label such as 'ssapo+mine' or "
-                raise ValueError(
-                    f"{message}\nAsk for the same values, run {self.label} again, or keep both: {apart}a copied "
-                    "params file has its own folder."
-                )
-        present = self._input_hashes()
-        for source, digest in record["inputs"].items():
-            if present.get(source) != digest:
-                raise ValueError(f"{source} has changed since {self.folder} was made from it: run {self.label} again.")
-
-    def _input_hashes(self) -> dict[str, str]:
-        """Hash of what each input step left, by its record, and of the data file where the step reads one."""
-        hashes = {step._key: step._digest() for step in self.inputs}
-        if self.data_file:
-            hashes[self.run.params.data.source] = sha256_of(self.data_file)
-        return hashes
+        check_all([self], None)
 
     def load(self, artefact: str) -> Any:
         """Read an artefact of this step: a DataFrame, a dict, or the path of a folder.
 
         Raises
         ------
-        FileNotFoundError, ValueError : if the artefact is missing, or differs from what the step wrote.
+        FileNotFoundError, ValueError : if it is missing, or differs from what the step wrote.
         """
-        path = self.folder / artefact
         recorded = self.record()["outputs"].get(artefact)
+        path = self.source.folder / artefact
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist: run {self.label} first.")
         if sha256_of(path) != recorded:
-            raise ValueError(f"{path} is damaged: it is not what the step wrote. Run {self.label} again.")
+            raise ValueError(f"{path} is damaged: it is not what was written. Run {self.label} again with redo = True.")
         if path.suffix == ".parquet":
             return read_parquet(path)
         return json.loads(path.read_text()) if path.suffix == ".json" else path
 
-    def save(self, artefact: str, value: pd.DataFrame | dict) -> Path:
-        """Write a table (.parquet) or a dict (.json), whole or not at all.
+    def save(self, artefact: str, value: pd.DataFrame | dict, made_with: dict[str, float] | None = None) -> None:
+        """Write a table (.parquet) or a dict (.json) to the draft, whole or not at all; not of a finished step.
+
+        Parameters
+        ----------
+        made_with : params that the value itself knows it was made with, such as `{"follower.radius": 0.01}`.
 
         Raises
         ------
-        ValueError : naming the columns that Parquet cannot hold.
+        ValueError : naming the columns that Parquet cannot hold; or if the step was opened with other params.
         """
+        check_made_with(self, made_with or {})
+        if self.finished:
+            return
         with self.replacing(artefact) as path:
             if isinstance(value, pd.DataFrame):
                 write_parquet(value, path)
             else:
                 path.write_text(json.dumps(value, indent=2) + "\n")
-        return self.folder / artefact
 
     @contextlib.contextmanager
     def replacing(self, artefact: str) -> Iterator[Path]:
-        """Give a temporary path to write a file or a folder to; it takes the artefact's name on success."""
-        target = self.folder / artefact
+        """Give a temporary path to write a file or a folder to; it joins the draft as the artefact on success."""
+        target = self.draft / artefact
         with replacing(target) as temporary:
             yield temporary
         self._outputs[artefact] = sha256_of(target)
@@ -238,22 +266,27 @@ class Step(Node):
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
     def finish(self, metrics: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Write the step's record, which makes it complete.
+        """Put the draft in its place, with the step's record, which makes it complete; return the record.
 
         Raises
         ------
-        RuntimeError : if an artefact of the step has not been written.
+        RuntimeError : if an artefact of the step has not been written since `begin`.
+        ValueError : if an input was made anew since `begin`.
         """
-        missing = set(STEPS[self.name].artefacts) - set(self._outputs)
+        if self.finished:
+            return self.record()
+        wanted = {*STEPS[self.name].artefacts, *self._outputs}
+        missing = sorted(name for name in wanted if name not in self._outputs or not (self.draft / name).exists())
         if missing:
-            raise RuntimeError(f"{self.name} cannot finish: {', '.join(sorted(missing))} not written.")
+            raise RuntimeError(f"{self.name} cannot finish: {', '.join(missing)} not written since it was opened.")
+        check_same_inputs(self, self._inputs)
         record = {
             "step": self.name,
             "round": self.round,
             "method": self.run.method,
             "seed": self.run.seed,
             "params": self.params,
-            "inputs": self._input_hashes(),
+            "inputs": self._inputs,
             "outputs": self._outputs,
             "metrics": metrics or {},
             "seconds": self.seconds,
@@ -261,32 +294,7 @@ class Step(Node):
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "environment": environment(self.run.params.root),
         }
-        with replacing(self.record_file) as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n")
+        content, since = json.dumps(record, indent=2) + "\n", unchanged_since(self, record)
+        drafts.publish(self.draft, self.folder, self.record_file.name, content, since)
         shutil.rmtree(self.shards, ignore_errors=True)
         return record
-
-    @property
-    def _key(self) -> str:
-        return self.record_file.relative_to(self.run.folder).as_posix()
-
-    def _digest(self) -> str:
-        return sha256_of(json.dumps(self.record()["outputs"], sort_keys=True).encode())
-
-
-def _check_all(steps: list[Step], round_at_hand: int | None) -> None:
-    """Check steps and all that they build on, each once, the earliest first.
-
-    Other follower or leader params are only warned of in rounds but the one at hand; None forgives no round.
-    """
-    done: set[str] = set()
-
-    def visit(step: Step) -> None:
-        if step._key not in done:
-            done.add(step._key)
-            for before in step.inputs:
-                visit(before)
-            step._check(round_at_hand)
-
-    for step in steps:
-        visit(step)

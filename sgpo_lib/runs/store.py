@@ -56,27 +56,8 @@ def replacing(target: Path) -> Iterator[Path]:
         remove(temporary)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that are gone had begun to write in a folder."""
-    for leftover in folder.glob(".*.tmp"):
-        writer = leftover.name.split(".")[-3]
-        if not (writer.isdigit() and _is_alive(int(writer))):
-            remove(leftover)
-
-
 def _canonical(made_from: dict) -> str:
     return json.dumps(made_from, sort_keys=True)
-
-
-def _is_alive(pid: int) -> bool:
-    """Say whether another process of that number runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return pid != os.getpid()
 
 
 def remove(path: Path) -> None:

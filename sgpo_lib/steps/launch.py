@@ -10,10 +10,12 @@ left behind is the notebook's: whatever comes next cannot tell them apart.
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import distributed
 
 from sgpo_lib import steps
@@ -50,12 +52,13 @@ def make_step(run: Run, round: int | None) -> None:
     """Make seed DPO (`round` None) or a round's update, together with the other processes."""
     state = PartialState()
     step = run.step("seed_dpo") if round is None else run.step("leader", round)
+    step = replace(step, writer=broadcast_object_list([step.writer])[0])  # one draft for all
     if state.is_main_process:
         step.begin()
     state.wait_for_everyone()
     if round is None:
         by_the_first(state, partial(make_seed, step))
-        update = steps.seed_update(read_parquet(step.folder / "pairs.parquet"))
+        update = steps.seed_update(read_parquet(step.draft / "pairs.parquet"))
     else:
         update = steps.round_update(step)
     policy = steps.load_policy(step)

@@ -9,7 +9,7 @@ from sgpo_lib.runs.step import Step
 
 
 def choose_prompts(step: Step, policy: Policy) -> data.Splits:
-    """Split the prompts of the run's data, and write which are labelled to `prompts.parquet`.
+    """Split the prompts of the run's data, and write which are labelled to `prompts.parquet`; of a finished step, read.
 
     Parameters
     ----------
@@ -22,8 +22,9 @@ def choose_prompts(step: Step, policy: Policy) -> data.Splits:
     """
     params = step.run.params
     longest = params.generation.max_prompt_length
+    labelled = step.load("prompts.parquet") if step.finished else None
     splits = data.prepare(
-        params.data, params.root, step.run.seed, embed=lambda prompts: embed(policy, prompts, longest)
+        params.data, params.root, step.run.seed, lambda prompts: embed(policy, prompts, longest), labelled
     )
     step.save("prompts.parquet", splits.labelled)
     return splits
@@ -32,7 +33,7 @@ def choose_prompts(step: Step, policy: Policy) -> data.Splits:
 def label_seed(step: Step, policy: Policy, splits: data.Splits) -> pd.DataFrame:
     """Return the labelled seed, a share `data.label_noise` of it flipped, and write it to `pairs.parquet`.
 
-    Answers sampled before a kill are taken from `step.shards`.
+    Answers sampled before a kill are taken from `step.shards`, and the pairs of a finished step as they are.
 
     Returns
     -------
@@ -42,6 +43,8 @@ def label_seed(step: Step, policy: Policy, splits: data.Splits) -> pd.DataFrame:
     ------
     ValueError : as `sgpo_lib.annotation.labelled`, where nobody can label the prompts or a pair is too long.
     """
+    if step.finished:
+        return step.load("pairs.parquet")
     params = step.run.params
     with step.timed("generate"):
         pairs = annotation.labelled(policy, splits.seed, params, step.seed, step.shards)
@@ -60,6 +63,8 @@ def label_calibration(step: Step, policy: Policy, splits: data.Splits) -> pd.Dat
     -------
     DataFrame, a row per pair, as `label_seed` gives it, always with `flipped`.
     """
+    if step.finished:
+        return step.load("calibration.parquet")
     params, seed = step.run.params, step.seed + 1  # another draw than the seed's
     with step.timed("generate"):
         pairs = annotation.labelled(policy, splits.calibration, params, seed, step.shards, params.annotation.n_samples)

@@ -113,17 +113,21 @@ def with_replay(step: Step, policy: Policy, update: Update) -> Update:
 def train(step: Step, policy: Policy, update: Update) -> pd.DataFrame:
     """Train the policy in place; write it to `policy/` and the log to `training_log.parquet`.
 
-    Several processes that train together all call this, and the first one writes.
+    Of a finished step, the policy becomes the one that was trained, and the log is read. Several processes that train
+    together all call this, and the first one writes.
 
     Returns
     -------
     DataFrame, a row per logged step, see `sgpo_lib.leader.train`; which also says what it raises.
     """
+    if step.finished:
+        policy.use(step.load("policy"))
+        return step.load("training_log.parquet")
     params = step.run.params
     training = params.seed_dpo if step.name == "seed_dpo" else params.leader
     seed = step.seed + (0 if step.name == "seed_dpo" else params.leader.shuffle)
     logs = step.folder / "logs"  # of the trackers that `report_to` names, such as TensorBoard
-    unfinished = step.folder / ".policy.trained.tmp"  # one name for all processes, as each may write its part
+    unfinished = step.draft / ".policy.trained.tmp"  # one name for all processes, as each may write its part
     with step.timed("train"):
         log = leader.train(policy, update.rows, training, params.beta, seed, update.objective, logs, save_to=unfinished)
     if PartialState().is_main_process:

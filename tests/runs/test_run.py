@@ -214,25 +214,23 @@ def test_a_round_may_have_a_radius_of_its_own_but_not_another_within_it(open_run
         run.step("leader", 2).begin()
 
 
-def test_step_begun_again_counts_as_incomplete_until_it_finishes(open_run):
+def test_step_begun_again_stays_finished_as_it_was_until_it_finishes_anew(open_run):
     run = open_run()
     make(run.step("seed_dpo"))
-    run.step("seed_dpo").begin()
-    with pytest.raises(FileNotFoundError, match="is not complete: run notebook 01_seed_dpo first"):
-        run.step("annotation", 1).begin()
+    again = run.step("seed_dpo").begin()
+    again.save("pairs.parquet", pd.DataFrame({"x": [7]}))
+    run.step("annotation", 1).begin()
+    assert run.step("seed_dpo").load("pairs.parquet")["x"].tolist() == [0, 1]
+    make(run.step("seed_dpo"), content=7)
+    assert run.step("seed_dpo").load("pairs.parquet")["x"].tolist() == [7, 1]
 
 
 def test_checking_ten_rounds_takes_less_than_a_second(open_run):
     run = open_run(data__n_prompts=[4] * 10)
     make(run.step("seed_dpo"))
     make(run.seed_only.step("evaluation"))
-    for t in range(1, 11):
-        for name in ("annotation", "follower", "leader"):
-            step = run.step(name, t)
-            step.folder.mkdir(parents=True, exist_ok=True)
-            for artefact in STEPS[name].artefacts:
-                step._outputs[artefact] = "0"
-            step.finish()
+    for t in run.rounds:
+        make_round(run, t)
     start = time.perf_counter()
     run.step("evaluation").begin()
     assert time.perf_counter() - start < 1
@@ -320,18 +318,18 @@ def test_failed_write_leaves_the_previous_artefact_whole_and_no_temporary(open_r
         write("half")
     (written,) = (path for path in step.folder.rglob("*") if path.is_file())
     assert written.read_text() == "whole"
-    assert [path.name for path in step.folder.iterdir()] == [artefact]
+    assert [path.name for path in step.draft.iterdir()] == [artefact]
 
 
 def test_unwritable_table_leaves_the_previous_one(open_run):
     step = open_run().step("seed_dpo").begin()
     step.save("pairs.parquet", pd.DataFrame({"x": [1]}))
-    before = (step.folder / "pairs.parquet").read_bytes()
+    before = (step.draft / "pairs.parquet").read_bytes()
     for cell in (1, 2**100):
         with pytest.raises(ValueError, match=r"cannot hold column 'y'.*(?i:convert|mixed|type|encode)"):
             step.save("pairs.parquet", pd.DataFrame({"x": [1, 2], "y": [cell, {"a": 1} if cell == 1 else cell]}))
-    assert (step.folder / "pairs.parquet").read_bytes() == before
-    assert len(list(step.folder.iterdir())) == 1
+    assert (step.draft / "pairs.parquet").read_bytes() == before
+    assert len(list(step.draft.iterdir())) == 1
 
 
 def test_new_artefact_folder_replaces_the_old_one_entirely(open_run):
@@ -340,16 +338,13 @@ def test_new_artefact_folder_replaces_the_old_one_entirely(open_run):
         with step.replacing("policy") as folder:
             folder.mkdir()
             (folder / name).write_text(name)
-    assert [path.name for path in (step.folder / "policy").iterdir()] == ["new"]
+    assert [path.name for path in (step.draft / "policy").iterdir()] == ["new"]
 
 
 def test_what_a_killed_process_left_half_written_is_cleared_when_the_step_begins_again(open_run):
     step = open_run().step("seed_dpo").begin()
-    with step.replacing("policy") as path:
-        path.mkdir()
-        leftover = path.with_name(path.name.replace(str(os.getpid()), "999999999"))
-    leftover.mkdir()
-    (leftover / "weights").write_text("half")
+    leftover = step.draft.rename(step.draft.with_name(step.draft.name.replace(str(os.getpid()), "999999999")))
+    (leftover / "pairs.parquet").write_text("half")
     step.begin()
     assert not leftover.exists()
 
@@ -498,7 +493,7 @@ def test_seed_differs_by_run_step_and_round_and_is_the_same_for_all_methods(open
 
 
 def test_methods_share_the_seed_policy_and_what_it_does_alone_and_nothing_else(open_run):
-    one, two = open_run(), open_run(method="ssapo+mine")
+    one, two = open_run(), open_run(method="ssapo+other")
     for shared in (("seed_dpo", None), ("annotation", 1)):
         assert one.step(*shared).folder == two.step(*shared).folder
     assert one.step("evaluation").inputs[0].folder == two.step("evaluation").inputs[0].folder
@@ -519,7 +514,7 @@ def test_seed_dpo_alone_has_no_rounds_and_its_evaluation_serves_every_method(ope
     make(alone.step("evaluation"))
     assert open_run().step("evaluation").inputs[0].folder == alone.step("evaluation").folder
     with pytest.raises(ValueError, match="label"):
-        open_run(method="dpo+mine")
+        open_run(method="dpo+other")
 
 
 def test_a_leader_without_follower_does_not_wait_for_one(open_run):

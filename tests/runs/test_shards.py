@@ -178,6 +178,34 @@ def test_responses_of_another_policy_seed_or_law_are_not_mixed_in(policy, tiny_m
     assert mixed["response_ids"].tolist() == expected["response_ids"].tolist()
 
 
+def test_an_interrupt_keeps_every_batch_that_was_answered(policy, tmp_path, monkeypatch):
+    generation = GenerationParams(**GENERATION, batch_size=8)  # two answers to four prompts
+    draw, asked = annotation.generate, []
+
+    def interrupted(*arguments, first_index, **options):
+        asked.append(first_index)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return draw(*arguments, first_index=first_index, **options)
+
+    monkeypatch.setattr(annotation, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        annotation.respond(policy, QUESTIONS, generation, seed=3, shards=tmp_path)
+    resumed = annotation.respond(policy, QUESTIONS, generation, seed=3, shards=tmp_path)
+    assert asked == [0, 1, 5, 5, 9]  # a small one first
+    monkeypatch.undo()
+    whole = annotation.respond(policy, QUESTIONS, generation, seed=3)
+    assert resumed["response_ids"].tolist() == whole["response_ids"].tolist()
+
+
+def test_the_progress_bar_names_who_is_asked_and_moves_with_every_batch(policy, tmp_path, capsys):
+    generation = GenerationParams(**GENERATION, batch_size=8)
+    annotation.respond(policy, QUESTIONS, generation, seed=3, shards=tmp_path, who="round-1")
+    bar = capsys.readouterr().err
+    assert "round-1 answers: 100%" in bar
+    assert "10/10" in bar
+
+
 KILLED = """
 import sys, time
 from pathlib import Path
