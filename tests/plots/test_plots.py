@@ -3,9 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from made_up_judgements import judgements
 
 from sgpo_lib import plots
-from sgpo_lib.evaluation import comparison
+from sgpo_lib.evaluation import comparison, contrasts
+from sgpo_lib.runs.study import study_of
 
 
 def results(n_seeds: int = 3) -> pd.DataFrame:
@@ -35,11 +37,15 @@ def pairs(n_seeds: int = 3) -> pd.DataFrame:
 
 @pytest.mark.parametrize("n_seeds", [1, 3])
 def test_every_picture_of_a_study_is_drawn_for_one_seed_and_for_several(n_seeds):
-    table = results(n_seeds)
-    differences = comparison.paired_differences(table, ["self-dpo"], "gold_reward_vs_sft")
+    study = study_of("p.yaml", list(range(n_seeds)), ["self-dpo", "ssapo"])
+    judged = judgements({("", "self-dpo"): [0.1] * n_seeds, ("", "ssapo"): [0.2, 0.3, 0.1][:n_seeds]}, kls=(6.0,))
+    table, means = comparison.per_run(judged), comparison.means(judged)
+    differences = contrasts.contrasts(judged, study)
+    compared = plots.methods_compared(table, means, differences, "gold_reward_vs_sft")
+    assert [axis.get_xlabel() for axis in compared.axes[1:]] == ["difference, as trained", "difference, at 6 nats"]
     figures = [
-        plots.methods_compared(table, differences, "gold_reward_vs_sft"),
-        plots.rounds_compared(table, pairs(n_seeds)),
+        compared,
+        plots.rounds_compared(means, pairs(n_seeds)),
         plots.reward_against_kl(table),
         plots.labels_by_decile(pairs(n_seeds), table["variant"]),
     ]
