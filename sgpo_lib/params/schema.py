@@ -200,6 +200,7 @@ class LeaderParams(TrainingParams):
 class EvaluationParams(Section):
     """Intervals of the evaluation."""
 
+    rounds: Literal["all", "last"] = Field("all", description="whose policies answer the held-out prompts")
     confidence: float = Field(0.95, gt=0, lt=1)
     n_bootstrap: Count = 10_000
 

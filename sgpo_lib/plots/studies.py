@@ -170,3 +170,34 @@ def labels_by_decile(pairs: pd.DataFrame, variants: Iterable[str], confidence: f
     axes[1].set(xlabel="margin decile", ylabel="share of mass moved", title="Where the follower moved mass")
     axes[1].legend(fontsize="x-small")
     return figure
+
+
+def label_curve(curve: pd.DataFrame, arms: pd.DataFrame, heading: str) -> Figure:
+    """Draw reward against labels, and each arm as a mark from the labels it spends to those it is worth.
+
+    Parameters
+    ----------
+    curve, arms : as `sgpo_lib.evaluation.label_efficiency.LabelEfficiency` has them. An arm beyond the curve's ends is
+        drawn to the end.
+    heading : of the vertical axis.
+    """
+    figure, axis = new_figure(width=6.6, height=4)
+    x = curve["n_labels"]
+    whiskers = [curve["mean"] - curve["low"], curve["high"] - curve["mean"]]
+    axis.errorbar(x, curve["mean"], whiskers, fmt="o", color=COLORS["dpo"], capsize=3, label="seed DPO")
+    axis.plot(x, curve["fitted"], color=COLORS["dpo"], linewidth=1, label="monotone fit")
+    looks = _looks(arms["variant"])
+    for row in arms.itertuples():
+        look = looks[row.variant] | {"color": _CYCLE[(1 + list(looks).index(row.variant)) % len(_CYCLE)]}
+        error = [[row.mean - row.low], [row.high - row.mean]]
+        axis.errorbar(row.n_labels, row.mean, error, capsize=3, label=row.variant, **look)
+        worth, low, high = np.clip([row.equivalent, row.equivalent_low, row.equivalent_high], x.min(), x.max())
+        axis.hlines(row.mean, row.n_labels, worth, color=look["color"], linewidth=1, linestyle="--")
+        axis.hlines(row.mean, low, high, color=look["color"], linewidth=4, alpha=0.3)
+        axis.plot(worth, row.mean, "|", color=look["color"], markersize=12)
+    axis.set_xscale("log")
+    axis.set_xticks(x, x)
+    axis.minorticks_off()
+    axis.set(xlabel="labels", ylabel=heading, title="What an arm is worth in labels")
+    axis.legend(fontsize="x-small")
+    return figure

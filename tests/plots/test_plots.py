@@ -53,6 +53,19 @@ def test_every_picture_of_a_study_is_drawn_for_one_seed_and_for_several(n_seeds)
         figure.draw_without_rendering()
 
 
+def test_an_arm_is_drawn_from_the_labels_it_spends_to_those_it_is_worth_or_the_curves_end():
+    curve = pd.DataFrame({"n_labels": [16, 1440], "mean": [0.1, 0.4], "low": [0.0, 0.3], "high": [0.2, 0.5]})
+    arms = pd.DataFrame(
+        {"variant": ["mid", "high"], "n_labels": 48, "mean": [0.2, 0.6], "low": [0.1, 0.5], "high": [0.3, 0.7]}
+        | {"equivalent": [71.0, np.inf], "equivalent_low": [30.0, 900.0], "equivalent_high": [200.0, np.inf]}
+    )
+    figure = plots.label_curve(curve.assign(fitted=curve["mean"]), arms, "gold reward")
+    figure.draw_without_rendering()
+    drawn = [line.get_xydata()[0].tolist() for line in figure.axes[0].lines if line.get_marker() == "|"]
+    assert [71, 0.2] in drawn
+    assert [1440, 0.6] in drawn
+
+
 def test_paths_in_the_plane_of_reward_and_kl_are_means_over_seeds():
     axis = plots.reward_against_kl(results()).axes[0]
     path = next(line for line in axis.lines if line.get_label() == "ssapo")
