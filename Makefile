@@ -1,7 +1,7 @@
 PARAMS ?= params/smollm2-135m.yaml
 SEEDS ?= 0
 METHODS ?= ssapo
-NAME ?= main
+NAME ?= adversary
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -25,7 +25,7 @@ SNAKEMAKE = python sgpo_lib/runs/warm.py snakemake --cores $(CORES) --rerun-inco
 
 help:  ## show this
 	@echo "make reproduce   the whole pipeline, from seed DPO to figures (PARAMS=$(PARAMS) SEEDS=$(SEEDS))"
-	@echo "make study       runs of many seeds held against each other (NAME=$(NAME); see params/studies/)"
+	@echo "make study       runs of many seeds held against each other (NAME=$(NAME), N_SEEDS=10 for a look; see params/studies/)"
 	@echo "make plan        what a run will need: memory, hours, cost (PARAMS=... GPU=H100-80GB N_GPUS=8 PRICE=...)"
 	@echo "make test        linter and tests"
 	@echo "make figures     draw figures/ again from the runs there are"
@@ -64,7 +64,7 @@ reproduce: .venv/.complete  ## run everything that is not up to date
 
 study: .venv/.complete  ## run a study, one thread a notebook and as many notebooks as cores
 	@$(SNAKEMAKE) --keep-going \
-		--config "study=params/studies/$$NAME.yaml" threads=1
+		--config "study=params/studies/$$NAME.yaml" threads=1 $(if $(N_SEEDS),n_seeds=$(N_SEEDS))
 	@echo; cat "figures/studies/$$NAME/summary.md"; echo
 	@echo "figures             figures/studies/$$NAME/"
 

@@ -1,7 +1,7 @@
 """The whole pipeline as a graph of artefacts: each rule runs one notebook through papermill.
 
     snakemake --cores 2 --config params=params/smollm2-135m.yaml seeds=0,1 methods=ssapo,spa
-    snakemake --cores 2 --config study=params/studies/main.yaml threads=1
+    snakemake --cores 2 --config study=params/studies/adversary.yaml threads=1
 
 What is up to date is not run again; what a kill left incomplete is. A change of the params that a step
 reads, or of its notebook, runs that step and what depends on it again.
@@ -18,7 +18,7 @@ from sgpo_lib.runs.store import sha256_of
 from sgpo_lib.runs.study import find_study, study_of
 
 if "study" in config:
-    STUDY = find_study(config["study"])
+    STUDY = find_study(config["study"]).first(config.get("n_seeds"))
 else:
     STUDY = study_of(
         config.get("params", "params/smollm2-135m.yaml"),
@@ -50,6 +50,7 @@ for folder in (RUNS, FIGURES):
         raise ValueError(f"{folder}: Snakemake reads braces in a path as a wildcard. Rename the folder or params file.")
 DRAWN = {
     "study": config.get("study"),
+    "n_seeds": config.get("n_seeds"),
     "params_file": STUDY.params,
     "seeds": STUDY.seeds,
     "methods": [variant.method for variant in STUDY.variants],

@@ -203,6 +203,19 @@ def length_controlled_win_rate(wins: np.ndarray, delta_characters: np.ndarray) -
     return _equal_length_rates(wins, _length_feature(delta_characters), np.ones((1, len(wins))))[0]
 
 
+def length_controlled_values(wins: np.ndarray, delta_characters: np.ndarray) -> np.ndarray:
+    """Return jackknife pseudo-values of `length_controlled_win_rate`, shape (N,), in per cent.
+
+    Their mean is the rate and each says what one answer contributes, so that the rate can be treated as any mean over
+    answers. Lengths stay on the scale that all answers give them.
+    """
+    n, feature = len(wins), _length_feature(delta_characters)
+    without_one = np.concatenate(
+        [_equal_length_rates(wins, feature, part) for part in np.array_split(1 - np.eye(n), max(1, n // 500))]
+    )
+    return length_controlled_win_rate(wins, delta_characters) + (n - 1) * (without_one.mean() - without_one)
+
+
 def bootstrap_length_control(
     wins: np.ndarray,
     delta_characters: np.ndarray,

@@ -214,6 +214,7 @@ class EvaluationParams(Section):
 
     n_samples: Count = Field(1, description="answers of each policy to a held-out prompt; win rates are over all pairs")
     match_kl: list[Positive] = Field([], description="nats to the SFT model to which policies are scaled besides")
+    rounds: Literal["all", "last"] = Field("all", description="whose policies answer the held-out prompts")
     confidence: float = Field(0.95, gt=0, lt=1)
     n_bootstrap: Count = 10_000
 

@@ -10,7 +10,13 @@ This room knows what is drawn and how it looks. It computes nothing that a figur
 from sgpo_lib.plots.answering import ways_to_answer
 from sgpo_lib.plots.evaluation import gains
 from sgpo_lib.plots.pairs import answers_by_policy, margins_and_agreement, self_labels_by_round, side_by_side
-from sgpo_lib.plots.studies import labels_by_decile, methods_compared, reward_against_kl, rounds_compared
+from sgpo_lib.plots.studies import (
+    label_curve,
+    labels_by_decile,
+    methods_compared,
+    reward_against_kl,
+    rounds_compared,
+)
 from sgpo_lib.plots.style import COLORS, new_figure, save_figure
 from sgpo_lib.plots.training import starting_margins, training_curves
 
@@ -18,6 +24,7 @@ __all__ = [
     "COLORS",
     "answers_by_policy",
     "gains",
+    "label_curve",
     "labels_by_decile",
     "margins_and_agreement",
     "methods_compared",

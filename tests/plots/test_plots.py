@@ -3,9 +3,11 @@
 import numpy as np
 import pandas as pd
 import pytest
+from made_up_judgements import judgements
 
 from sgpo_lib import plots
-from sgpo_lib.evaluation import comparison
+from sgpo_lib.evaluation import comparison, contrasts
+from sgpo_lib.runs.study import study_of
 
 
 def results(n_seeds: int = 3) -> pd.DataFrame:
@@ -35,16 +37,33 @@ def pairs(n_seeds: int = 3) -> pd.DataFrame:
 
 @pytest.mark.parametrize("n_seeds", [1, 3])
 def test_every_picture_of_a_study_is_drawn_for_one_seed_and_for_several(n_seeds):
-    table = results(n_seeds)
-    differences = comparison.paired_differences(table, ["self-dpo"], "gold_reward_vs_sft")
+    study = study_of("p.yaml", list(range(n_seeds)), ["self-dpo", "ssapo"])
+    judged = judgements({("", "self-dpo"): [0.1] * n_seeds, ("", "ssapo"): [0.2, 0.3, 0.1][:n_seeds]}, kls=(6.0,))
+    table, means = comparison.per_run(judged), comparison.means(judged)
+    differences = contrasts.contrasts(judged, study)
+    compared = plots.methods_compared(table, means, differences, "gold_reward_vs_sft")
+    assert [axis.get_xlabel() for axis in compared.axes[1:]] == ["difference, as trained", "difference, at 6 nats"]
     figures = [
-        plots.methods_compared(table, differences, "gold_reward_vs_sft"),
-        plots.rounds_compared(table, pairs(n_seeds)),
+        compared,
+        plots.rounds_compared(means, pairs(n_seeds)),
         plots.reward_against_kl(table),
         plots.labels_by_decile(pairs(n_seeds), table["variant"]),
     ]
     for figure in figures:
         figure.draw_without_rendering()
+
+
+def test_an_arm_is_drawn_from_the_labels_it_spends_to_those_it_is_worth_or_the_curves_end():
+    curve = pd.DataFrame({"n_labels": [16, 1440], "mean": [0.1, 0.4], "low": [0.0, 0.3], "high": [0.2, 0.5]})
+    arms = pd.DataFrame(
+        {"variant": ["mid", "high"], "n_labels": 48, "mean": [0.2, 0.6], "low": [0.1, 0.5], "high": [0.3, 0.7]}
+        | {"equivalent": [71.0, np.inf], "equivalent_low": [30.0, 900.0], "equivalent_high": [200.0, np.inf]}
+    )
+    figure = plots.label_curve(curve.assign(fitted=curve["mean"]), arms, "gold reward")
+    figure.draw_without_rendering()
+    drawn = [line.get_xydata()[0].tolist() for line in figure.axes[0].lines if line.get_marker() == "|"]
+    assert [71, 0.2] in drawn
+    assert [1440, 0.6] in drawn
 
 
 def test_paths_in_the_plane_of_reward_and_kl_are_means_over_seeds():
