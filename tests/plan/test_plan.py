@@ -219,13 +219,16 @@ def test_scoring_in_float32_widens_frozen_weights_of_16_bits():
 
 
 def test_answers_sampled_in_16_bits_are_scored_by_the_policy_once_more_for_their_margins():
-    made = {}
+    made, flops = {}, {}
     for dtype in ("auto", "float32"):
         params = params_of("smollm2-135m", **{"model.scoring_dtype": dtype, "model.dtype": "bfloat16"})
         shape = Shape(SMALL, params.model, on_gpu=False)
-        made[dtype] = {stage.name: stage.scored for stage in stages(params, shape, Lengths(50, 40, 60, 64))}
+        planned = stages(params, shape, Lengths(50, 40, 60, 64))
+        made[dtype] = {stage.name: stage.scored for stage in planned}
+        flops[dtype] = {stage.name: stage.flops.get("score") for stage in planned}
     assert made["float32"]["annotation 1"] == 2 * made["auto"]["annotation 1"] > 0
     assert made["float32"]["evaluation"] == made["auto"]["evaluation"] > 0
+    assert flops["float32"]["evaluation"] < flops["auto"]["evaluation"]  # rates are of float32 where margins are
 
 
 def test_sharding_divides_weights_gradients_and_optimiser():

@@ -19,7 +19,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sgpo_lib.data.builtin_prompts import builtin_prompts
 from sgpo_lib.leader.packing import pack
 from sgpo_lib.params import LoraParams, ModelParams
-from sgpo_lib.policy import Policy, choose_device, embed, generate, loading, merge, scoring, sequence_log_probs
+from sgpo_lib.policy import (
+    Policy,
+    choose_device,
+    embed,
+    generate,
+    loading,
+    merge,
+    sampled_kl,
+    scoring,
+    sequence_log_probs,
+)
 
 NOBODY_LISTENS = "http://127.0.0.1:9"
 TEXTS = ["Hello?", *builtin_prompts()[:200:29], "Describe the sea. " * 5]
@@ -232,6 +242,38 @@ def test_scores_of_a_bfloat16_policy_do_not_depend_on_the_batch(bfloat16):
     ids = drawn["prompt_ids"], drawn["response_ids"]
     one, all_ = (sequence_log_probs(policy, *ids, batch_size=size) for size in (1, 64))
     np.testing.assert_allclose(one, all_, atol=1e-3)
+
+
+def test_sampled_kl_in_bfloat16_is_that_of_float32_up_to_noise_around_0(bfloat16):
+    policy, drawn, _ = bfloat16
+    ids = drawn["prompt_ids"], drawn["response_ids"]
+    own, reference = (sequence_log_probs(policy, *ids, reference=which) for which in (False, True))
+    exact, noisy = own - reference, sampled_kl(policy, drawn, temperature=1.0)
+    noise = noisy - exact
+    assert 0 < noise.std() < 0.1 * exact.std()
+    assert abs(noise.mean()) < 4 * noise.std() / np.sqrt(len(noise)) < 0.1 * exact.mean()
+
+
+def test_sampled_kl_takes_one_pass_and_no_wider_copy_of_the_weights(bfloat16, monkeypatch):
+    policy, drawn, _ = bfloat16
+    passes, score = [], scoring._padded_scores
+    monkeypatch.setattr(scoring, "_can_be_packed", lambda *_: False)
+    monkeypatch.setattr(
+        scoring, "_padded_scores", lambda *args: passes.append((args[1].dtype, len(args[2]))) or score(*args)
+    )
+    sampled_kl(policy, drawn, temperature=1.0)
+    assert {dtype for dtype, _ in passes} == {torch.bfloat16}
+    assert sum(n for _, n in passes) == len(drawn)
+
+
+def test_packing_is_checked_once_for_each_type_of_weights(tiny_model, ragged, monkeypatch):
+    checked = []
+    monkeypatch.setattr("sgpo_lib.leader.packed_batches.check_packed", lambda model, *_: checked.append(model.dtype))
+    policy = disturb(load(tiny_model, dtype="bfloat16"))
+    for dtype in ("float32", "auto", "float32"):
+        for reference in (False, True):
+            sequence_log_probs(policy, *ragged[:2], reference=reference, dtype=dtype)
+    assert checked == [torch.float32, torch.bfloat16]
 
 
 def test_scoring_leaves_the_weights_as_they_were_and_trainable(tiny_model):
