@@ -122,7 +122,8 @@ def train(
 
 def training_metrics(log: pd.DataFrame) -> dict[str, float]:
     """Return what a step's record says of its training, from the log that `train` returns."""
-    return {
+    kl = {"kl_last": float(log["kl"].dropna().iloc[-1])} if "kl" in log else {}
+    return kl | {
         "n_steps": log.attrs["n_steps"],
         "lr_sum": log.attrs["lr_sum"],
         "loss_first": float(log["loss"].iloc[0]),

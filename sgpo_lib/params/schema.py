@@ -17,7 +17,7 @@ from pydantic import (
 
 from sgpo_lib.leader.modes import MODES
 from sgpo_lib.params.section import Count, Positive, Section, Share
-from sgpo_lib.params.training import TrainingParams
+from sgpo_lib.params.training import SeedTrainingParams, TrainingParams
 
 # A params file may come from elsewhere, and the value of the variable that it names is sent away.
 KEY_VARIABLE = re.compile(r"[A-Za-z0-9_]+_(API_KEY|TOKEN)")
@@ -233,7 +233,7 @@ class Params(Section):
     gold: GoldParams | None = GoldParams()
     annotation: AnnotationParams = AnnotationParams()
     judge: LLMJudgeParams | RewardModelParams | None = Field(None, description="ranks for iter-dpo, and evaluates")
-    seed_dpo: TrainingParams
+    seed_dpo: SeedTrainingParams
     follower: FollowerParams = FollowerParams()
     leader: LeaderParams
     evaluation: EvaluationParams = EvaluationParams()

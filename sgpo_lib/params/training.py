@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sgpo_lib.params.section import Count, Positive, Section
 
@@ -87,3 +87,28 @@ class TrainingParams(Section):
     def options(self) -> dict[str, Any]:
         """Return what `trl.DPOConfig` is given, without what sections that build on this one have besides."""
         return self.model_dump(include=set(TrainingParams.model_fields))
+
+
+class SeedTrainingParams(TrainingParams):
+    """Seed DPO, which may go on until the policy is as far from the SFT model as one that had more than the seed."""
+
+    target_kl: Positive | None = Field(
+        None, description="nats to the SFT model, estimated after every epoch, before which training does not end"
+    )
+    max_epochs: Count = Field(20, description="epochs after which it ends all the same")
+
+    @model_validator(mode="after")
+    def _has_no_end_to_plan_for(self) -> "SeedTrainingParams":
+        if self.target_kl is not None and self.lr_scheduler_type != "constant":
+            raise ValueError(
+                f"target_kl needs lr_scheduler_type: constant, because {self.lr_scheduler_type} takes the learning "
+                "rate to where training ends, which nobody knows before it is there"
+            )
+        if self.target_kl is not None and self.num_train_epochs > self.max_epochs:
+            raise ValueError("max_epochs must be at least num_train_epochs")
+        return self
+
+    def options(self) -> dict[str, Any]:
+        """As for any training; with `target_kl` of the longest that it may become."""
+        longest = {} if self.target_kl is None else {"num_train_epochs": self.max_epochs}
+        return super().options() | longest

@@ -141,7 +141,7 @@ def _stage(
         as_float32 = score - in_16_bits * (1 - _IN_16_BITS)
         flops["score"] = as_float32 * shape.forward_flops(length, length, lengths.response)
     if training:
-        sequences = 2 * pairs * training.num_train_epochs
+        sequences = 2 * pairs * training.options()["num_train_epochs"]
         trained = sequences * length
         checkpointing = training.gradient_checkpointing
         flops["train"] = shape.training_flops(trained, length, sequences * lengths.response, checkpointing)

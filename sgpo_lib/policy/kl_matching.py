@@ -59,6 +59,20 @@ def _log_probs(
     return logits.float().div_(temperature).log_softmax(-1)
 
 
+def estimate_kl(
+    policy: Policy, prompts: Sequence[list[dict]], generation: GenerationParams, seed: int
+) -> np.ndarray:
+    """Estimate KL(pi || SFT) by the mean of `stepwise_kl` over one answer each to the last `N_PROMPTS` prompts.
+
+    Returns
+    -------
+    ndarray, shape (N,), N at most `N_PROMPTS` : of each answer, in nats, at the temperature of `generation`.
+    """
+    options = generation.model_dump(exclude={"engine"})
+    responses = generate(policy, prompts[-N_PROMPTS:], 1, seed, **options)
+    return stepwise_kl(policy, responses["prompt_ids"], responses["response_ids"], generation.temperature)
+
+
 class Match(NamedTuple):
     """By how much a policy's adapter is scaled to be at a KL.
 
@@ -93,12 +107,10 @@ def match_kl(
     -------
     A match per target; tolerance, number of estimates and largest scale are those of `find_scales`.
     """
-    options = generation.model_dump(exclude={"engine"})
 
     def kl_at(alpha: float) -> np.ndarray:
         with policy.scaled(alpha):
-            responses = generate(policy, prompts[-N_PROMPTS:], 1, seed, **options)
-            return stepwise_kl(policy, responses["prompt_ids"], responses["response_ids"], generation.temperature)
+            return estimate_kl(policy, prompts, generation, seed)
 
     return find_scales(kl_at, targets)
 

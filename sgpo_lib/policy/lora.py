@@ -15,14 +15,17 @@ from peft.tuners.lora import Linear
 @contextlib.contextmanager
 def in_compute_dtype(model: torch.nn.Module) -> Iterator[None]:
     """Run plain LoRA layers with copies of their adapter in their base's type; others, and all afterwards, as ever."""
-    changed = [module for module in model.modules() if _is_plain(module)]
-    for module in changed:
+    # Training on a CPU has put a forward of its own there.
+    changed = [(module, vars(module).get("forward")) for module in model.modules() if _is_plain(module)]
+    for module, _ in changed:
         module.forward = _forward(module)
     try:
         yield
     finally:
-        for module in changed:
+        for module, before in changed:
             del module.forward
+            if before is not None:
+                module.forward = before
 
 
 def _is_plain(module: torch.nn.Module) -> bool:

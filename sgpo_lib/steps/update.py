@@ -1,5 +1,6 @@
 """An update of the policy, seed DPO's or a round's: from which policy, on which rows, by which objective."""
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,8 @@ from sgpo_lib import annotation, data, leader
 from sgpo_lib.follower import make_support
 from sgpo_lib.policy.model import Policy
 from sgpo_lib.runs.step import Step
+from sgpo_lib.runs.store import read_parquet
+from sgpo_lib.steps.until_kl import UntilKL
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,12 @@ def train(step: Step, policy: Policy, update: Update) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame, a row per logged step, see `sgpo_lib.leader.train`; which also says what it raises.
+    DataFrame, a row per logged step, see `sgpo_lib.leader.train`, which also says what it raises; with
+    `seed_dpo.target_kl` also `kl`, in nats, at the end of each epoch.
+
+    Raises
+    ------
+    ValueError : if `seed_dpo.target_kl` is set and several processes train, each of which has but a part of the model.
     """
     if step.finished:
         policy.use(step.load("policy"))
@@ -128,13 +136,42 @@ def train(step: Step, policy: Policy, update: Update) -> pd.DataFrame:
     seed = step.seed + (0 if step.name == "seed_dpo" else params.leader.shuffle)
     logs = step.folder / "logs"  # of the trackers that `report_to` names, such as TensorBoard
     unfinished = step.draft / ".policy.trained.tmp"  # one name for all processes, as each may write its part
+    until = _until_kl(step, policy) if step.name == "seed_dpo" and params.seed_dpo.target_kl else None
     with step.timed("train"):
-        log = leader.train(policy, update.rows, training, params.beta, seed, update.objective, logs, save_to=unfinished)
+        log = leader.train(
+            policy,
+            update.rows,
+            training,
+            params.beta,
+            seed,
+            update.objective,
+            logs,
+            save_to=unfinished,
+            callbacks=[until] if until else [],
+        )
+    if until:
+        log["kl"] = log["step"].map(until.curve)
+        if max(until.curve.values()) < params.seed_dpo.target_kl:
+            warnings.warn(
+                f"After seed_dpo.max_epochs = {params.seed_dpo.max_epochs} the policy is {log['kl'].max():.1f} nats from "
+                f"the SFT model, not seed_dpo.target_kl = {params.seed_dpo.target_kl:g}: raise max_epochs or the "
+                "learning rate, or ask for less.",
+                stacklevel=2,
+            )
     if PartialState().is_main_process:
         with step.replacing("policy") as folder:
             unfinished.rename(folder)
         step.save("training_log.parquet", log)
     return log
+
+
+def _until_kl(step: Step, policy: Policy) -> UntilKL:
+    if PartialState().num_processes > 1:
+        raise ValueError("seed_dpo.target_kl needs training by one process: set it to null, or train on one device")
+    params, labelled = step.run.params, read_parquet(step.draft / "prompts.parquet")
+    pool = data.prepare(params.data, params.root, step.run.seed, labelled=labelled).training_pool["prompt"].tolist()
+    least = params.seed_dpo.num_train_epochs
+    return UntilKL(policy, pool, params.seed_dpo.target_kl, least, params.generation, step.seed)
 
 
 def finish(step: Step, update: Update, log: pd.DataFrame, **more: Any) -> dict[str, Any]:

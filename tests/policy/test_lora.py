@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sgpo_lib.leader.fused_lora import fused_lora
 from sgpo_lib.policy import lora
 
 IDS = torch.arange(40).reshape(4, 10)
@@ -32,6 +33,18 @@ def log_probs(model):
 
 def changed_layers(model):
     return [module for module in model.modules() if "forward" in vars(module)]
+
+
+def test_a_forward_that_was_there_before_is_there_again():
+    model = adapted(torch.float32)
+    before = log_probs(model)
+    with fused_lora(model):
+        own = {layer: vars(layer)["forward"] for layer in changed_layers(model)}
+        with lora.in_compute_dtype(model):
+            inside = log_probs(model)
+        assert {layer: vars(layer)["forward"] for layer in changed_layers(model)} == own
+    assert not changed_layers(model)
+    torch.testing.assert_close(inside, before)
 
 
 def _interrupted(model):

@@ -1,0 +1,55 @@
+"""Training on until the policy is as far from the SFT model as asked: the control of whatever gets there otherwise.
+
+Rounds of self-annotation end further from the SFT model than the seed they begin with, and distance alone changes
+rewards. Whether the rounds add anything is seen beside the same labels trained on to the same KL.
+"""
+
+from collections.abc import Sequence
+
+from transformers import TrainerCallback
+
+from sgpo_lib.params.schema import GenerationParams
+from sgpo_lib.policy.kl_matching import estimate_kl
+from sgpo_lib.policy.model import Policy
+
+
+class UntilKL(TrainerCallback):
+    """Ends a training with the first epoch after which KL(pi || SFT) has reached a target.
+
+    Attributes
+    ----------
+    curve : dict[int, float]
+        Optimiser's step at the end of an epoch: KL in nats, the mean of `sgpo_lib.policy.kl_matching.estimate_kl`.
+
+    Parameters
+    ----------
+    policy : the one that is trained.
+    prompts : answered anew after every epoch, with the same random numbers.
+    target : in nats.
+    n_least : epochs that are trained in any case.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        prompts: Sequence[list[dict]],
+        target: float,
+        n_least: float,
+        generation: GenerationParams,
+        seed: int,
+    ):
+        self.curve: dict[int, float] = {}
+        self._policy, self._asking = policy, (prompts, generation, seed)
+        self._target, self._n_least = target, n_least
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """Estimate the KL, and say whether to go on."""
+        model = self._policy.model
+        was_training = model.training
+        model.eval()
+        kl = float(estimate_kl(self._policy, *self._asking).mean())
+        model.train(was_training)
+        self.curve[state.global_step] = kl
+        control.should_log = True
+        if kl >= self._target and state.epoch >= self._n_least:
+            control.should_training_stop = True
