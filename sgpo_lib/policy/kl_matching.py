@@ -59,9 +59,7 @@ def _log_probs(
     return logits.float().div_(temperature).log_softmax(-1)
 
 
-def estimate_kl(
-    policy: Policy, prompts: Sequence[list[dict]], generation: GenerationParams, seed: int
-) -> np.ndarray:
+def estimate_kl(policy: Policy, prompts: Sequence[list[dict]], generation: GenerationParams, seed: int) -> np.ndarray:
     """Estimate KL(pi || SFT) by the mean of `stepwise_kl` over one answer each to the last `N_PROMPTS` prompts.
 
     Returns

@@ -20,13 +20,6 @@ class UntilKL(TrainerCallback):
     ----------
     curve : dict[int, float]
         Optimiser's step at the end of an epoch: KL in nats, the mean of `sgpo_lib.policy.kl_matching.estimate_kl`.
-
-    Parameters
-    ----------
-    policy : the one that is trained.
-    prompts : answered anew after every epoch, with the same random numbers.
-    target : in nats.
-    n_least : epochs that are trained in any case.
     """
 
     def __init__(
@@ -38,6 +31,14 @@ class UntilKL(TrainerCallback):
         generation: GenerationParams,
         seed: int,
     ):
+        """Take the policy that is trained.
+
+        Parameters
+        ----------
+        prompts : answered anew after every epoch, with the same random numbers, those of `seed`.
+        target : in nats.
+        n_least : epochs that are trained in any case.
+        """
         self.curve: dict[int, float] = {}
         self._policy, self._asking = policy, (prompts, generation, seed)
         self._target, self._n_least = target, n_least

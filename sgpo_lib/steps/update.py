@@ -151,11 +151,11 @@ def train(step: Step, policy: Policy, update: Update) -> pd.DataFrame:
         )
     if until:
         log["kl"] = log["step"].map(until.curve)
-        if max(until.curve.values()) < params.seed_dpo.target_kl:
+        if log["kl"].max() < training.target_kl:
             warnings.warn(
-                f"After seed_dpo.max_epochs = {params.seed_dpo.max_epochs} the policy is {log['kl'].max():.1f} nats from "
-                f"the SFT model, not seed_dpo.target_kl = {params.seed_dpo.target_kl:g}: raise max_epochs or the "
-                "learning rate, or ask for less.",
+                f"After seed_dpo.max_epochs = {training.max_epochs} the policy is {log['kl'].max():.1f} nats from the "
+                f"SFT model, not seed_dpo.target_kl = {training.target_kl:g}: raise max_epochs or the learning rate, "
+                "or ask for less.",
                 stacklevel=2,
             )
     if PartialState().is_main_process:
