@@ -93,16 +93,23 @@ class SeedTrainingParams(TrainingParams):
     """Seed DPO, which may go on until the policy is as far from the SFT model as one that had more than the seed."""
 
     target_kl: Positive | None = Field(
-        None, description="nats to the SFT model, estimated after every epoch, before which training does not end"
+        None,
+        description="nats to the SFT model before which training does not end; its learning rate is then constant",
     )
-    max_epochs: Count = Field(20, description="epochs after which it ends all the same")
+    max_epochs: Count = Field(40, description="epochs after which it ends whatever its KL")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_a_constant_rate(cls, values: Any) -> Any:
+        open_end = isinstance(values, dict) and values.get("target_kl") is not None
+        return {"lr_scheduler_type": "constant"} | values if open_end else values
 
     @model_validator(mode="after")
     def _has_no_end_to_plan_for(self) -> "SeedTrainingParams":
         if self.target_kl is not None and self.lr_scheduler_type != "constant":
             raise ValueError(
-                f"target_kl needs lr_scheduler_type: constant, because {self.lr_scheduler_type} takes the learning "
-                "rate to where training ends, which nobody knows before it is there"
+                f"target_kl needs lr_scheduler_type: constant, because {self.lr_scheduler_type} lowers the learning "
+                "rate towards the end of training, which nobody knows before it is there"
             )
         if self.target_kl is not None and self.num_train_epochs > self.max_epochs:
             raise ValueError("max_epochs must be at least num_train_epochs")

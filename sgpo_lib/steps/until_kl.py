@@ -12,14 +12,20 @@ from sgpo_lib.params.schema import GenerationParams
 from sgpo_lib.policy.kl_matching import estimate_kl
 from sgpo_lib.policy.model import Policy
 
+STEPS_APART = 16
+"""Steps of the optimiser between two estimates, at least: an estimate costs about as much as eight."""
+
 
 class UntilKL(TrainerCallback):
-    """Ends a training with the first epoch after which KL(pi || SFT) has reached a target.
+    """Ends a training with the first epoch after which KL(pi || SFT) is found to have reached a target.
+
+    It is estimated once the epochs asked for are over, and then after every epoch that ends `STEPS_APART` steps or
+    more after the last estimate, the very last one included.
 
     Attributes
     ----------
     curve : dict[int, float]
-        Optimiser's step at the end of an epoch: KL in nats, the mean of `sgpo_lib.policy.kl_matching.estimate_kl`.
+        Optimiser's step: the KL after it in nats, the mean of `sgpo_lib.policy.kl_matching.estimate_kl`.
     """
 
     def __init__(
@@ -35,7 +41,7 @@ class UntilKL(TrainerCallback):
 
         Parameters
         ----------
-        prompts : answered anew after every epoch, with the same random numbers, those of `seed`.
+        prompts : answered anew for every estimate, with the same random numbers, those of `seed`.
         target : in nats.
         n_least : epochs that are trained in any case.
         """
@@ -44,7 +50,10 @@ class UntilKL(TrainerCallback):
         self._target, self._n_least = target, n_least
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        """Estimate the KL, and say whether to go on."""
+        """Estimate the KL if it is time to, and say whether to go on."""
+        n_since = state.global_step - max(self.curve, default=-STEPS_APART)
+        if state.epoch < self._n_least or (n_since < STEPS_APART and state.global_step < state.max_steps):
+            return
         model = self._policy.model
         was_training = model.training
         model.eval()
@@ -52,5 +61,5 @@ class UntilKL(TrainerCallback):
         model.train(was_training)
         self.curve[state.global_step] = kl
         control.should_log = True
-        if kl >= self._target and state.epoch >= self._n_least:
+        if kl >= self._target:
             control.should_training_stop = True

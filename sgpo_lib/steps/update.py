@@ -122,7 +122,7 @@ def train(step: Step, policy: Policy, update: Update) -> pd.DataFrame:
     Returns
     -------
     DataFrame, a row per logged step, see `sgpo_lib.leader.train`, which also says what it raises; with
-    `seed_dpo.target_kl` also `kl`, in nats, at the end of each epoch.
+    `seed_dpo.target_kl` also `kl`, in nats, after the steps where it was estimated.
 
     Raises
     ------
