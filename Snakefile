@@ -123,7 +123,8 @@ def hand_in(command, files, output):
 def execute(notebook, executed, values):
     executed.parent.mkdir(parents=True, exist_ok=True)
     source = Path(workflow.basedir, "notebooks", f"{notebook}.ipynb")
-    command = ["papermill", "--no-request-save-on-cell-execute", source, executed, "-y", json.dumps(values)]
+    runner = ["python", Path(workflow.basedir, "sgpo_lib", "runs", "warm.py"), "papermill"]
+    command = [*runner, "--no-request-save-on-cell-execute", source, executed, "-y", json.dumps(values)]
     return shlex.join(map(str, command))
 
 
