@@ -5,10 +5,14 @@ NAME ?= main
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+UV := $(shell command -v uv)
+INSTALL = $(if $(UV),$(UV) pip install --python .venv,.venv/bin/pip install) --quiet --constraint constraints.txt
 
 # Recipes read these from the environment, as make would cut a name at its spaces. A run lies beside its params/.
 export PARAMS SEEDS METHODS NAME
 RUN = run="$$(basename "$$PARAMS" .yaml)"; root="$$(dirname "$$PARAMS")/"; root="$${root%params/}"
+# Snakemake with a line that lives; without it: snakemake --cores ..., with the same options.
+MAKE_RUN = python -m sgpo_lib.runs.make --cores $(CORES) --rerun-incomplete --nolock --quiet host
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export TOKENIZERS_PARALLELISM = false
 export PYTHONWARNINGS = ignore::FutureWarning
@@ -36,22 +40,21 @@ setup: .venv/.complete  ## create .venv with pinned dependencies
 .venv/.complete: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one with 'make PYTHON=/path/to/python3.11 ...'"; exit 1; }
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --constraint constraints.txt "$(TORCH)"
-	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(if $(UV),$(UV) venv --quiet --seed --clear --python $(PYTHON),$(PYTHON) -m venv) .venv
+	$(INSTALL) "$(TORCH)"
+	$(INSTALL) --editable '.[test]'
 	@touch $@
 
 reproduce: .venv/.complete  ## run everything that is not up to date
-	@snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress \
-		--config "params=$$PARAMS" "seeds=$$SEEDS" "methods=$$METHODS"
+	@$(MAKE_RUN) --config "params=$$PARAMS" "seeds=$$SEEDS" "methods=$$METHODS"
 	@$(RUN); echo; cat "$${root}figures/$$run/summary.md"; echo; \
 		echo "executed notebooks  $${root}runs/$$run/seed-*/notebooks/"; \
 		echo "summaries           $${root}runs/$$run/seed-*/*/evaluation/summary.json"; \
-		echo "figures             $${root}figures/$$run/"
+		echo "figures             $${root}figures/$$run/"; \
+		echo "another run's       may lie as far from this one's as README.md says below its table"
 
 study: .venv/.complete  ## run a study, one thread a notebook and as many notebooks as cores
-	@snakemake --cores $(CORES) --rerun-incomplete --nolock --keep-going --quiet host progress \
-		--config "study=params/studies/$$NAME.yaml" threads=1
+	@$(MAKE_RUN) --keep-going --config "study=params/studies/$$NAME.yaml" threads=1
 	@echo; cat "figures/studies/$$NAME/summary.md"; echo
 	@echo "figures             figures/studies/$$NAME/"
 
@@ -63,11 +66,10 @@ plan: .venv/.complete  ## tokens, FLOPs, hours, cost and memory of a run, before
 		$(if $(PAIRS_PER_PROMPT),--pairs-per-prompt $(PAIRS_PER_PROMPT))
 
 figures: .venv/.complete  ## regenerate figures/ from the runs there are
-	snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress --forcerun figures regret \
-		--config "params=$$PARAMS" "seeds=$$SEEDS" "methods=$$METHODS"
+	@$(MAKE_RUN) --forcerun figures regret --config "params=$$PARAMS" "seeds=$$SEEDS" "methods=$$METHODS"
 
 lab-figures: .venv/.complete  ## run notebook 09 again: figures/lab/ and its predictions
-	snakemake lab --cores $(CORES) --rerun-incomplete --nolock --quiet host progress --forcerun lab
+	@$(MAKE_RUN) lab --forcerun lab
 
 test: .venv/.complete  ## linter and tests
 	ruff check

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import TextIO
 
 from snakemake import cli
+from snakemake.common import NOTHING_TO_BE_DONE_MSG
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
@@ -37,9 +38,10 @@ class Line(LogHandlerBase):
     timing: Path
 
     def __post_init__(self) -> None:
+        """Begin with nothing known of the run."""
         self.progress: Progress | None = None
-        self.infos: dict[int, tuple[str, str]] = {}
-        self.failed = self.errors = False
+        self.failed = False
+        self.error: str | None = None  # of the graph itself, told if no notebook's is
         self.over = threading.Event()
         self.lives = self.stream.isatty()
 
@@ -54,18 +56,23 @@ class Line(LogHandlerBase):
             line = self.progress.end(record.job_id)
             if not self.lives:
                 self._say(line)
-        elif event == LogEvent.JOB_ERROR:
-            self.errors = True
-            if not interrupted.is_set():
-                self._say(failure(record.shellcmd, self.log))
-        elif record.levelno >= ERROR and not self.errors and not interrupted.is_set():
-            self.errors = True
-            self._say(f"{record.getMessage().strip()}\n(details: {self.log})")
+        elif event == LogEvent.JOB_ERROR and not interrupted.is_set():
+            self.failed = True
+            self._say(failure(record.shellcmd, self.log))
+        elif record.levelno >= ERROR:
+            lines = [line for line in record.getMessage().strip().splitlines() if not line.startswith("  File ")]
+            self.error = "\n".join([*lines, f"details: {self.log}"])
+        elif record.msg == NOTHING_TO_BE_DONE_MSG:
+            self._say("nothing to do: everything is up to date")
 
     def close(self) -> None:
-        """Clear the line that lives."""
+        """Clear the line that lives, and say what ended the graph, if no notebook did."""
+        if self.over.is_set():  # logging closes its handlers once more when Python ends
+            return
         self.over.set()
-        if self.lives:
+        if self.error and not self.failed and not interrupted.is_set():
+            self._say(self.error)
+        elif self.lives:
             self._write("\r\x1b[2K")
         super().close()
 

@@ -60,8 +60,8 @@ class Progress:
         pace = sum(seconds for _, seconds in self.finished) / foreseen if self.known and self.finished else 1.0
         left = sum(n * self._expected(rule) * pace for rule, n in self.waiting.items())
         for rule, _, begun in self.running.values():
-            whole = self._expected(rule) * pace
-            left += max(whole - (self.clock() - begun), 0.05 * whole)
+            whole, spent = self._expected(rule) * pace, self.clock() - begun
+            left += max(whole - spent, 0.05 * max(whole, spent))
         return left / max(1, len(self.running))
 
     def line(self) -> str:
@@ -96,7 +96,8 @@ def seconds_of_rules(timing: Path) -> dict[str, float]:
     if not timing.is_file():
         return {}
     taken: dict[str, list[float]] = {}
-    heading, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in timing.read_text().split("\n") if line)
+    table = timing.read_text().strip().splitlines()
+    heading, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table)
     for line in lines:
         row = dict(zip(heading, line, strict=True))
         notebook = re.search(r"\d\d_[a-z_]*[a-z]", row["notebook"])

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,7 +129,8 @@ def _run_papermill(connection: socket.socket) -> None:
 
     def leave_with_who_asked() -> None:
         connection.recv(1)
-        os.killpg(kernel.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(kernel.pid, signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=leave_with_who_asked, daemon=True).start()
@@ -187,7 +188,9 @@ class _Kernel:
         os.environ.update(environment)
         from ipykernel.kernelapp import launch_new_instance
 
-        launch_new_instance(argv=command[command.index("-f") :])
+        # What else it takes from the environment, it took when it was imported.
+        parent = f"--IPKernelApp.parent_handle={os.getppid()}"
+        launch_new_instance(argv=[*command[command.index("-f") :], parent])
 
 
 if __name__ == "__main__":
