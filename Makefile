@@ -5,7 +5,7 @@ NAME ?= main
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-UV := $(shell command -v uv)
+UV := $(shell command -v uv 2>/dev/null)
 INSTALL = $(if $(UV),$(UV) pip install --python .venv,.venv/bin/pip install) --quiet --constraint constraints.txt
 
 # Recipes read these from the environment, as make would cut a name at its spaces. A run lies beside its params/.
