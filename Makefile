@@ -5,10 +5,14 @@ NAME ?= adversary
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL = $(if $(UV),$(UV) pip install --python .venv,.venv/bin/pip install) --quiet --constraint constraints.txt
 
 # Recipes read these from the environment, as make would cut a name at its spaces. A run lies beside its params/.
 export PARAMS SEEDS METHODS NAME
 RUN = run="$$(basename "$$PARAMS" .yaml)"; root="$$(dirname "$$PARAMS")/"; root="$${root%params/}"
+# Snakemake with a line that lives; without it: snakemake --cores ..., with the same options.
+MAKE_RUN = python -m sgpo_lib.runs.make --cores $(CORES) --rerun-incomplete --nolock --quiet host
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export TOKENIZERS_PARALLELISM = false
 export PYTHONWARNINGS = ignore::FutureWarning
@@ -17,11 +21,8 @@ export MALLOC_MMAP_MAX_ = 0
 export MALLOC_TRIM_THRESHOLD_ = 100000000000
 export MALLOC_TOP_PAD_ = 268435456
 
-# Snakemake, with kernels that need not import anything.
-SNAKEMAKE = python sgpo_lib/runs/warm.py snakemake --cores $(CORES) --rerun-incomplete --nolock --quiet host progress
-
 .DEFAULT_GOAL := help
-.PHONY: uv pip help setup plan reproduce study figures lab-figures test lab chat site clean
+.PHONY: help setup plan reproduce study figures lab-figures test lab chat site clean
 
 help:  ## show this
 	@echo "make reproduce   the whole pipeline, from seed DPO to figures (PARAMS=$(PARAMS) SEEDS=$(SEEDS))"
@@ -41,30 +42,21 @@ setup: .venv/.complete  ## create .venv with pinned dependencies
 .venv/.complete: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one with 'make PYTHON=/path/to/python3.11 ...'"; exit 1; }
-	@$(MAKE) --no-print-directory $(if $(shell command -v uv),uv,pip)
+	$(if $(UV),$(UV) venv --quiet --seed --clear --python $(PYTHON),$(PYTHON) -m venv) .venv
+	$(INSTALL) "$(TORCH)"
+	$(INSTALL) --editable '.[test]'
 	@touch $@
 
-uv:  # several times as fast as pip
-	uv venv --quiet --clear --seed --python "$(PYTHON)" .venv
-	uv pip install --quiet --python .venv/bin/python --constraint constraints.txt "$(TORCH)"
-	uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[test]'
-
-pip:
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --constraint constraints.txt "$(TORCH)"
-	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[test]'
-
 reproduce: .venv/.complete  ## run everything that is not up to date
-	@$(SNAKEMAKE) \
-		--config "params=$$PARAMS" "seeds=$$SEEDS" "methods=$$METHODS"
+	@$(MAKE_RUN) --config "params=$$PARAMS" "seeds=$$SEEDS" "methods=$$METHODS"
 	@$(RUN); echo; cat "$${root}figures/$$run/summary.md"; echo; \
 		echo "executed notebooks  $${root}runs/$$run/seed-*/notebooks/"; \
 		echo "summaries           $${root}runs/$$run/seed-*/*/evaluation/summary.json"; \
-		echo "figures             $${root}figures/$$run/"
+		echo "figures             $${root}figures/$$run/"; \
+		echo "another run's       may lie as far from this one's as README.md says below its table"
 
 study: .venv/.complete  ## run a study, one thread a notebook and as many notebooks as cores
-	@$(SNAKEMAKE) --keep-going \
-		--config "study=params/studies/$$NAME.yaml" threads=1 $(if $(N_SEEDS),n_seeds=$(N_SEEDS))
+	@$(MAKE_RUN) --keep-going --config "study=params/studies/$$NAME.yaml" threads=1 $(if $(N_SEEDS),n_seeds=$(N_SEEDS))
 	@echo; cat "figures/studies/$$NAME/summary.md"; echo
 	@echo "figures             figures/studies/$$NAME/"
 
@@ -76,11 +68,10 @@ plan: .venv/.complete  ## tokens, FLOPs, hours, cost and memory of a run, before
 		$(if $(PAIRS_PER_PROMPT),--pairs-per-prompt $(PAIRS_PER_PROMPT))
 
 figures: .venv/.complete  ## regenerate figures/ from the runs there are
-	$(SNAKEMAKE) --forcerun figures regret \
-		--config "params=$$PARAMS" "seeds=$$SEEDS" "methods=$$METHODS"
+	@$(MAKE_RUN) --forcerun figures regret --config "params=$$PARAMS" "seeds=$$SEEDS" "methods=$$METHODS"
 
 lab-figures: .venv/.complete  ## run notebook 09 again: figures/lab/ and its predictions
-	$(SNAKEMAKE) lab --forcerun lab
+	@$(MAKE_RUN) lab --forcerun lab
 
 test: .venv/.complete  ## linter and tests
 	ruff check

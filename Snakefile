@@ -122,7 +122,8 @@ def hand_in(command, files, output):
 
 def execute(notebook, executed, values):
     executed.parent.mkdir(parents=True, exist_ok=True)
-    command = ["papermill", "--no-request-save-on-cell-execute", source(notebook), executed, "-y", json.dumps(values)]
+    runner = ["python", Path(workflow.basedir, "sgpo_lib", "runs", "warm.py"), "papermill"]
+    command = [*runner, "--no-request-save-on-cell-execute", source(notebook), executed, "-y", json.dumps(values)]
     return shlex.join(map(str, command))
 
 

@@ -1,92 +1,97 @@
-"""What this machine can do at best: products, copies and sorts, so that a table from another machine can be read.
+"""What this machine could do: its rates at matrix products, copies and sorting, measured, to hold other figures against.
 
-    python benchmarks/limits.py
+python benchmarks/limits.py               # prints Markdown
+python benchmarks/limits.py --threads 1
 
-The other benchmarks call `machine` and `rates` and print each figure also as a share of its limit.
+In another benchmark, run before what it measures:
+
+    from limits import machine, rates, share
+    limits = rates()
+    print(machine(), share(268 * flops_of_a_token, limits["bfloat16 product, 64 rows, GFLOP/s"] * 1e9))
 """
 
+import argparse
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from sgpo_lib.runs import environment
+from sgpo_lib.runs.provenance import environment
 
-# SmolLM2-135M's widest layer, with the rows of a batch of 64 answers that decodes, and of a scoring or training pass.
-_HIDDEN, _WIDE, _DECODED, _PASS = 576, 1536, 64, 1024
+# SmolLM2-135M's layer: 576 wide, 1536 inside; 64 rows are a step of decoding, 1024 a batch of training or scoring.
+WIDTH, INNER, ROWS = 576, 1536, (64, 1024)
+COPIED = 256 * 2**20  # bytes, more than caches hold
+SORTED = 1_000_000
+EXTENSIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 
 def machine() -> str:
-    """Return processor, cores, threads and the matrix units that PyTorch finds."""
-    found = environment(Path(__file__).parent.parent)
-    units = [name for name, has in _units().items() if has]
+    """One line that names the machine: processor, cores, threads in use, the extensions that decide products."""
+    made = environment(Path(__file__).parent)
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    extensions = [name for name in EXTENSIONS if name in flags]
+    versions = f"torch {made['packages']['torch']}, numpy {made['packages']['numpy']}"
     return (
-        f"{found['processor']}, {found['cores']} cores, {torch.get_num_threads()} threads"
-        f" ({', '.join(units) or 'no 16-bit units'}); torch {found['packages'].get('torch')}, commit "
-        f"{str(found['git_commit'])[:9]}{' with changes' if found['git_dirty'] else ''}"
+        f"{made['processor']}, {made['cores']} cores, {torch.get_num_threads()} threads, "
+        f"{' '.join(extensions) or 'extensions unknown'}; {versions}"
     )
 
 
-def _units() -> dict[str, bool]:
-    return {
-        "AMX": torch.cpu._is_amx_tile_supported(),
-        "AVX-512 bf16": torch.cpu._is_avx512_bf16_supported()
-        if hasattr(torch.cpu, "_is_avx512_bf16_supported")
-        else False,
-        "AVX-512": torch.backends.cpu.get_cpu_capability().startswith("AVX512"),
-    }
-
-
-def least_seconds(work: Callable[[], object], repeats: int = 25) -> float:
-    """Return the least wall time of a call, after one that does not count: a limit is what nothing disturbed."""
-    work()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
-def rates() -> dict[str, float]:
-    """Measure the machine's rates.
+def rates(seconds: float = 0.5) -> dict[str, float]:
+    """Measure the machine, each rate for about so many seconds; the best repetition counts.
 
     Returns
     -------
-    dict : GFLOP/s of `bfloat16`, `float32` and `decode` (bfloat16, few rows) matrix products at the model's shapes,
-    `copy` in GB/s read and written, and `sort` in millions of float64 a second.
+    dict : `"<dtype> product, <rows> rows, GFLOP/s"` for both dtypes and `ROWS`, `"copy, GB/s"` (read and written
+        bytes together) and `"sort of 1e6 float64, M/s"` (numbers, by `numpy.sort`).
     """
     found = {}
-    for name, dtype, rows in (
-        ("bfloat16", torch.bfloat16, _PASS),
-        ("float32", torch.float32, _PASS),
-        ("decode", torch.bfloat16, _DECODED),
-    ):
-        weight = torch.nn.Linear(_HIDDEN, _WIDE, bias=False, dtype=dtype)
-        inputs = torch.randn(rows, _HIDDEN, dtype=dtype)
-        with torch.inference_mode():
-            seconds = least_seconds(lambda weight=weight, inputs=inputs: [weight(inputs) for _ in range(20)])
-        found[name] = 20 * 2 * rows * _HIDDEN * _WIDE / seconds / 1e9
-    source, target = torch.zeros(2**25), torch.empty(2**25)
-    found["copy"] = 2 * source.nbytes / least_seconds(lambda: target.copy_(source)) / 1e9
-    numbers = np.random.default_rng(0).normal(size=10**6)
-    found["sort"] = numbers.size / least_seconds(lambda: np.sort(numbers)) / 1e6
+    for dtype in (torch.bfloat16, torch.float32):
+        for rows in ROWS:
+            # As in the model: another layer's weights each time, which no cache has.
+            weights = [torch.randn(WIDTH, INNER).to(dtype) for _ in range(30)]
+            states = torch.randn(rows, WIDTH).to(dtype)
+            taken = fastest(lambda states=states, weights=weights: [states @ weight for weight in weights], seconds)
+            name = f"{str(dtype).removeprefix('torch.')} product, {rows} rows, GFLOP/s"
+            found[name] = len(weights) * 2 * rows * WIDTH * INNER / taken / 1e9
+    source = torch.ones(COPIED // 4)
+    target = torch.empty_like(source)
+    found["copy, GB/s"] = 2 * COPIED / fastest(lambda: target.copy_(source), seconds) / 1e9
+    numbers = np.random.default_rng(0).normal(size=SORTED)
+    found["sort of 1e6 float64, M/s"] = SORTED / fastest(lambda: np.sort(numbers), seconds) / 1e6
     return found
 
 
-def main() -> None:
-    """Print the machine and its rates."""
-    print(machine())
-    units = {"copy": "GB/s read and written", "sort": "million float64 a second"}
-    for name, rate in rates().items():
-        print(f"{name:10} {rate:10.1f} {units.get(name, 'GFLOP/s')}")
+def fastest(work: Callable[[], object], seconds: float) -> float:
+    """Seconds of the fastest of the repetitions that fit into so many seconds, after one that warms up."""
+    work()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def share(measured: float, limit: float) -> str:
+    """Return a rate as a share of its limit, as text for a table."""
+    return f"{measured / limit:.0%}" if measured < 10 * limit else f"{measured / limit:.1f} x"
+
+
+def as_table(found: dict[str, float]) -> str:
+    """Lay rates out as Markdown, below the machine that they are of."""
+    table = pd.Series(found, name="measured").rename_axis("limit").to_frame()
+    return f"{machine()}\n\n{table.to_markdown(floatfmt=',.1f')}\n"
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    torch.set_num_threads(parser.parse_args().threads)
+    with torch.inference_mode():
+        print(as_table(rates()))

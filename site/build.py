@@ -24,7 +24,7 @@ LINKED = ("figures", "params", "benchmarks", "examples", "profiles", "CITATION.c
 # Cells that are panels with sliders in JupyterLab, by id, and what stands on a page for them.
 FLIPBOOKS = {"regret-sliders": panels.one_game, "explore-widget": panels.explore_the_lab}
 EXPLAINED = {  # where each page hangs in the contents
-    "Read": ["docs/studies", "docs/regret", "docs/faults", "docs/glossary"],
+    "Read": ["docs/findings", "docs/studies", "docs/regret", "docs/faults", "docs/glossary"],
     "Step": [
         "docs/my-laptop",
         "docs/my-own-data",

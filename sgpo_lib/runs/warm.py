@@ -1,18 +1,18 @@
-"""Run a command whose notebooks start at once: their kernels are forked from a process that has imported everything.
+"""A warm process that forks notebooks: papermill, kernel and libraries are imported once a run, not once a notebook.
 
-    python sgpo_lib/runs/warm.py snakemake --cores 2 ...
+    python sgpo_lib/runs/warm.py papermill IN OUT ...    # ask the process behind $SGPO_WARM, or else be papermill
 
-A run is a dozen notebooks, and each would import PyTorch, transformers, PEFT and TRL anew, for some five seconds. Here
-this process imports them once, while the command starts; Jupyter finds a kernel `python3` that is a small program,
-which asks this process to fork and then stands for the fork: what interrupts or kills the one reaches the other. Each
-kernel is a process of its own as before, in which nothing has been computed. Where processes cannot be forked
-nothing is gained and nothing lost: kernels then start as ever.
+Each notebook has a process and a kernel of its own as ever, so that steps share nothing but what importing leaves.
+The warm process runs no operation, so that no pool of threads is lost in a fork; it leaves when its standard input
+closes, so with whoever started it. A notebook leaves with the process that asked for it, so that a kill of the graph
+kills what the graph runs.
 
-This file is a program and imports no more than Python itself until it has to.
+Run as a file, and with the standard library alone at the top, because asking must not cost what it saves.
 """
 
 import importlib
 import json
+import multiprocessing
 import os
 import select
 import signal
@@ -21,116 +21,185 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
+ADDRESS = "SGPO_WARM"
 _IMPORTED = (
+    "papermill.cli",
     "ipykernel.kernelapp",
-    "matplotlib_inline.backend_inline",
+    "ipywidgets",
+    "sgpo_lib.annotation",
+    "sgpo_lib.evaluation.report",
+    "sgpo_lib.judges.external",
+    "sgpo_lib.leader.training",
     "sgpo_lib.plots.follower",
-    "sgpo_lib.plots.play",
-    "sgpo_lib.evaluation.comparison",
+    "sgpo_lib.plots.widgets",
     "sgpo_lib.steps",
-    "trl.trainer.dpo_trainer",
-    "transformers.models.llama.modeling_llama",
 )
 
 
-def main(command: list[str]) -> int:
-    """Run the command, and fork a kernel whenever one of its notebooks asks for one, until the command ends."""
-    with tempfile.TemporaryDirectory() as folder:
-        spec = Path(folder, "kernels/python3/kernel.json")
-        spec.parent.mkdir(parents=True)
-        argv = [sys.executable, __file__, "--kernel", "{connection_file}"]
-        spec.write_text(json.dumps({"argv": argv, "display_name": "Python 3 (forked)", "language": "python"}))
-        address = str(Path(folder, "socket"))
-        path = os.pathsep.join([folder, *filter(None, [os.environ.get("JUPYTER_PATH")])])
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(address)
-            server.listen()
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the command's to answer
-            running = subprocess.Popen(
-                command,
-                env=os.environ | {"JUPYTER_PATH": path, "SGPO_WARM_KERNELS": address},
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-            )
-            signal.signal(signal.SIGTERM, lambda *_: running.terminate())
-            for name in _IMPORTED:
-                if running.poll() is None:  # there may be nothing to be done
-                    importlib.import_module(name)
-            kernels: set[int] = set()
-            while running.poll() is None:
-                if select.select([server], [], [], 0.1)[0]:
-                    kernels.add(_fork(server))
-                kernels -= {pid for pid in kernels if os.waitpid(pid, os.WNOHANG)[0]}
-    return running.returncode
+@contextmanager
+def warm_process(threads: int) -> Iterator[dict[str, str]]:
+    """Keep a warm process for as long as the block lasts; it imports when it is first asked.
 
+    Parameters
+    ----------
+    threads : that notebooks compute with: pools of threads have their size from when their library was imported.
 
-def _fork(server: socket.socket) -> int:
-    """Have a child process become the kernel that is asked for; return its process id."""
-    asking, _ = server.accept()
-    message, descriptors, *_ = socket.recv_fds(asking, 2**20, 3)
-    child = os.fork()
-    if not child:
+    Yields
+    ------
+    dict : the variables by which programs that the block starts find the process.
+    """
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listening:
+        address, variables = f"{folder}/warm", {"OMP_NUM_THREADS": str(threads)}
+        listening.bind(_socket_of(address, threads))
+        listening.listen()
+        process = subprocess.Popen(
+            [sys.executable, __file__, "serve", str(listening.fileno())],
+            stdin=subprocess.PIPE,
+            env=os.environ | variables,
+            pass_fds=[listening.fileno()],
+            start_new_session=True,  # the terminal's Ctrl-C is for the graph, which ends what it runs
+        )
         try:
-            server.close()
-            _be_kernel(json.loads(message), asking, descriptors)
+            yield variables | {ADDRESS: address}
         finally:
-            os._exit(1)
-    asking.close()
-    for descriptor in descriptors:
-        os.close(descriptor)
-    return child
+            process.kill()
+            process.wait()
 
 
-def _be_kernel(asked: dict, asking: socket.socket, descriptors: list[int]) -> None:
-    """Take on what the asking program has, and run the kernel to its end."""
-    os.setsid()
-    for target, descriptor in enumerate(descriptors):
-        os.dup2(descriptor, target)
+def serve(listening: socket.socket) -> None:
+    """Fork a papermill for every connection, until standard input closes."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies: a notebook tells its exit code to who asked
+    while sys.stdin not in (ready := select.select([listening, sys.stdin], [], [])[0]):
+        if _IMPORTED[0] not in sys.modules:
+            _import_as_a_kernel_would()
+        connection, _ = ready[0].accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listening.close()
+            _run_papermill(connection)
+        connection.close()
+
+
+def ask(arguments: list[str]) -> int:
+    """Have the warm process run papermill with this process's folder, environment and output; return its exit code.
+
+    Raises
+    ------
+    OSError : if there is no such process, or it computes with another number of threads.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(_socket_of(os.environ.get(ADDRESS, ""), os.environ.get("OMP_NUM_THREADS", "")))
+        socket.send_fds(connection, [b"-"], [1, 2])
+        asked = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
+        connection.sendall(json.dumps(asked).encode() + b"\n")
+        answer = connection.recv(1)
+        return answer[0] if answer else 1
+
+
+def _socket_of(address: str, threads: int | str) -> str:
+    return f"{address}-{threads}"
+
+
+def _import_as_a_kernel_would() -> None:
+    """Import with a notebook in sight, as tqdm and transformers choose their progress bars when imported."""
+    import IPython
+
+    get_ipython = IPython.get_ipython
+    IPython.get_ipython = lambda: SimpleNamespace(config={"IPKernelApp": {}})
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    IPython.get_ipython = get_ipython
+
+
+def _run_papermill(connection: socket.socket) -> None:
+    """Be the papermill that the other end of the connection asks for, for as long as the other end lives."""
+    _, (out, err), _, _ = socket.recv_fds(connection, 1, 2)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    asked = json.loads(connection.makefile().readline())
+    os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(asked["environment"])
-    os.environ["JPY_PARENT_PID"] = str(os.getppid())  # or it would say how to connect to it
-    os.chdir(asked["folder"])
-    sys.path[0] = ""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    if "OMP_NUM_THREADS" in os.environ:  # read when the library was loaded, in the parent
-        import torch
+    kernel = _Kernel()  # forked while there is no thread and no event loop yet
 
-        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    threading.Thread(target=_obey, args=[asking], daemon=True).start()
-    from ipykernel.kernelapp import IPKernelApp
+    def leave_with_who_asked() -> None:
+        connection.recv(1)
+        with suppress(ProcessLookupError):
+            os.killpg(kernel.pid, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    IPKernelApp.launch_instance(argv=["-f", asked["connection_file"]])
-    os._exit(0)
+    threading.Thread(target=leave_with_who_asked, daemon=True).start()
+    from jupyter_client.provisioning import local_provisioner
+    from papermill.cli import papermill
+
+    local_provisioner.launch_kernel = kernel.launch
+    try:
+        code = papermill.main(asked["arguments"], standalone_mode=False) or 0
+    except SystemExit as left:
+        code = int(left.code or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    connection.send(bytes([code]))
+    os._exit(code)
 
 
-def _obey(asking: socket.socket) -> None:
-    """Pass on interruptions; end when the program that stands for this kernel is gone."""
-    while asking.recv(1):
-        os.kill(os.getpid(), signal.SIGINT)
-    os._exit(1)
+class _Kernel:
+    """A kernel's process that waits for the command; what `jupyter_client` wants to know of a `subprocess.Popen`."""
 
+    stdin = stdout = stderr = None
 
-def stand_for_kernel(connection_file: str) -> None:
-    """Ask for a fork and live as long as it does; if there is nobody to ask, be the kernel."""
-    with socket.socket(socket.AF_UNIX) as asking:
-        try:
-            asking.connect(os.environ["SGPO_WARM_KERNELS"])
-        except (KeyError, OSError):
-            os.execv(sys.executable, [sys.executable, "-m", "ipykernel_launcher", "-f", connection_file])
-        asked = {"connection_file": connection_file, "folder": os.getcwd(), "environment": dict(os.environ)}
-        signal.signal(signal.SIGINT, lambda *_: asking.send(b"i"))
-        socket.send_fds(asking, [json.dumps(asked).encode()], [0, 1, 2])
-        # Nothing is ever sent: the socket can be read when the kernel has ended. Jupyter may end without a word.
-        jupyter = os.getppid()
-        while os.getppid() == jupyter and not select.select([asking], [], [], 0.5)[0]:
-            pass
+    def __init__(self):
+        fork = multiprocessing.get_context("fork")
+        self._there, here = fork.Pipe()
+        self._process = fork.Process(target=self._be_kernel, args=(here,))
+        self._process.start()
+        here.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def launch(self, command: list[str], env: dict[str, str], **_) -> "_Kernel":
+        self._there.send((command, env))
+        return self
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self) -> int:
+        self._process.join()
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def _be_kernel(self, here) -> None:
+        os.setsid()
+        self._there.close()  # so that the pipe ends with papermill
+        command, environment = here.recv()
+        os.environ.update(environment)
+        from ipykernel.kernelapp import launch_new_instance
+
+        # What else it takes from the environment, it took when it was imported.
+        parent = f"--IPKernelApp.parent_handle={os.getppid()}"
+        launch_new_instance(argv=[*command[command.index("-f") :], parent])
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--kernel":
-        stand_for_kernel(sys.argv[2])
-    else:
+    action, *rest = sys.argv[1:]
+    if action == "serve":
         sys.path[0] = str(Path(__file__).parents[2])
-        sys.exit(main(sys.argv[1:]))
+        serve(socket.socket(fileno=int(rest[0])))
+    else:
+        try:
+            sys.exit(ask(rest))
+        except OSError:
+            os.execvp("papermill", ["papermill", *rest])

@@ -675,7 +675,7 @@ def test_real_preferences_load_and_split_by_prompt():
 
 @given(st.integers(1, 20), st.integers(0, 20), st.integers(0, 5))
 def test_more_labels_or_rounds_change_no_round_and_no_label_that_was_there(n_seed, more, seed):
-    table = data.with_ids(pd.DataFrame({"prompt": [f"prompt {i}" for i in range(80)]}))
+    table = pd.DataFrame({"prompt": [[{"role": "user", "content": f"prompt {i}"}] for i in range(80)]})
     few, many = (data.split(table, n, [6, 4], 10, 0, seed, n_calibration=5) for n in (n_seed, n_seed + more))
     longer = data.split(table, n_seed, [6, 4, 3], 10, 0, seed, n_calibration=5)
     for other in (many, longer):

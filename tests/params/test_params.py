@@ -40,6 +40,7 @@ def write(tmp_path):
 
 # What a newcomer's file can do without: rivals, studies and other data than a file.
 _OPTIONAL = {
+    "rounds",
     "split",
     "revision",
     "seed_selection",

@@ -168,10 +168,12 @@ def test_answers_of_the_evaluation_are_planned_as_often_as_asked_and_once_more_a
 
 
 def test_calibration_prompts_are_planned_with_two_answers_as_rounds_have():
-    params = params_of("study", **{"model.dtype": "float32"})
+    params = params_of("study", **{"model.dtype": "float32", "data.n_calibration": 32})
     config = find_config(params.model)[0]
     made = stages(params, Shape(config, params.model, False), Lengths(40, 30, 128, 40))
-    assert made[0].generated == (64 * 4 + 32 * 2) * 30
+    labels = params.data
+    n_answers = labels.n_seed * labels.n_seed_samples + labels.n_calibration * params.annotation.n_samples
+    assert made[0].generated == n_answers * 30
 
 
 def test_a_prompt_is_read_once_for_all_its_answers():

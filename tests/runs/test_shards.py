@@ -178,8 +178,8 @@ def test_responses_of_another_policy_seed_or_law_are_not_mixed_in(policy, tiny_m
     assert mixed["response_ids"].tolist() == expected["response_ids"].tolist()
 
 
-def test_an_interrupt_keeps_every_batch_that_was_answered(policy, tmp_path, monkeypatch):
-    generation = GenerationParams(**GENERATION, batch_size=8)  # two answers to four prompts
+def test_an_interrupt_keeps_every_shard_that_was_answered(policy, tmp_path, monkeypatch):
+    generation = GenerationParams(**GENERATION, batch_size=4)  # two batches of two answers each: four prompts
     draw, asked = annotation.generate, []
 
     def interrupted(*arguments, first_index, **options):
@@ -192,18 +192,18 @@ def test_an_interrupt_keeps_every_batch_that_was_answered(policy, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         annotation.respond(policy, QUESTIONS, generation, seed=3, shards=tmp_path)
     resumed = annotation.respond(policy, QUESTIONS, generation, seed=3, shards=tmp_path)
-    assert asked == [0, 1, 5, 5, 9]  # a small one first
+    assert asked == [0, 4, 8, 8]
     monkeypatch.undo()
     whole = annotation.respond(policy, QUESTIONS, generation, seed=3)
     assert resumed["response_ids"].tolist() == whole["response_ids"].tolist()
 
 
-def test_the_progress_bar_names_who_is_asked_and_moves_with_every_batch(policy, tmp_path, capsys):
-    generation = GenerationParams(**GENERATION, batch_size=8)
+def test_the_progress_bar_names_who_is_asked(policy, tmp_path, capsys):
+    generation = GenerationParams(**GENERATION, batch_size=16)
     annotation.respond(policy, QUESTIONS, generation, seed=3, shards=tmp_path, who="round-1")
     bar = capsys.readouterr().err
     assert "round-1 answers: 100%" in bar
-    assert "10/10" in bar
+    assert "20/20" in bar
 
 
 KILLED = """
