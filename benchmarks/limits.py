@@ -1,4 +1,4 @@
-"""What this machine could do: its rates at matrix products, copies and sorting, measured, to hold other figures against.
+"""What this machine could do: its rates at matrix products, copies and sorting, to hold other figures against.
 
 python benchmarks/limits.py               # prints Markdown
 python benchmarks/limits.py --threads 1
