@@ -265,12 +265,6 @@ class Params(Section):
         """Number of self-annotation rounds T."""
         return len(self.data.n_prompts)
 
-    @property
-    def evaluated_rounds(self) -> range:
-        """The rounds, of 1..T, whose policies answer the held-out prompts."""
-        rounds = range(1, self.n_rounds + 1)
-        return rounds if self.evaluation.rounds == "all" else rounds[-1:]
-
     def flat(self) -> dict[str, Any]:
         """The values as `{dotted key: JSON value}`."""
         return flatten(self.model_dump(mode="json", exclude={"name"}))

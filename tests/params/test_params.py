@@ -398,12 +398,6 @@ def test_files_that_extend_each_other_are_named(write):
         load_params(path)
 
 
-@pytest.mark.parametrize(("rounds", "evaluated"), [("all", [1, 2, 3]), ("last", [3])])
-def test_the_policies_of_all_rounds_or_of_the_last_are_evaluated(rounds, evaluated):
-    params = load_params(ROOT / "params" / "smollm2-135m.yaml", {"evaluation.rounds": rounds})
-    assert list(params.evaluated_rounds) == evaluated
-
-
 def test_every_method_is_valid_for_the_default_and_the_study_params():
     for name in ("smollm2-135m", "study", "study-flipped"):
         for method, overrides in METHODS.items():
