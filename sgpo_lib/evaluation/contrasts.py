@@ -15,6 +15,8 @@ from sgpo_lib.evaluation.judgements import QUANTITIES
 from sgpo_lib.evaluation.statistics import Estimate, alpha_per_look, crossed_mean, holm
 from sgpo_lib.runs.study import Study
 
+_NO_SEED = Estimate(np.nan, np.nan, np.nan, np.nan, 0, 0)
+
 
 class _Contrast(NamedTuple):
     """Last policy of one variant less that of another, by the names that a design has; `at_kl` is None as trained."""
@@ -48,7 +50,8 @@ def contrasts(judged: pd.DataFrame, study: Study, confidence: float = 0.95) -> p
     primary, planned = study.primary, {}
     if primary:
         asked = [_Contrast(primary.treatment, name, primary.at_kl, primary.quantity) for name in primary.control]
-        planned = _estimates(judged, study, asked)
+        found = _estimates(judged, study, asked)
+        planned = {contrast: found.get(contrast, _NO_SEED) for contrast in asked}
         is_look = all(estimate.n_seeds in study.looks for estimate in planned.values())
         level = alpha_per_look(study.looks, alpha) if is_look else None
         rows += _tested(planned, "primary", primary.test, study.equivalence, level, alpha)
@@ -156,7 +159,11 @@ def sentences(table: pd.DataFrame) -> list[str]:
     for row in table[table["verdict"].notna()].itertuples():
         heading, digits = QUANTITIES[row.quantity]
         where = "as trained" if np.isnan(row.at_kl) else f"at {row.at_kl:g} nats"
-        start = f"{row.variant} against {row.baseline}, {heading} {where}: {row.mean:+.{digits}f}"
+        what = f"{row.variant} against {row.baseline}, {heading} {where}"
+        if not row.n_seeds:
+            lines.append(f"{what}: in no seed both got there; {row.verdict}.")
+            continue
+        start = f"{what}: {row.mean:+.{digits}f}"
         if np.isnan(row.low):
             lines.append(f"{start}; {row.verdict}.")
             continue

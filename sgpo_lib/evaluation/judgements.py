@@ -71,7 +71,7 @@ def write_judgements(table: pd.DataFrame, path: Path) -> None:
             small[name] = table[name].astype("category")
         elif pd.api.types.is_integer_dtype(table[name]):
             small[name] = pd.to_numeric(table[name], downcast="integer")
-        elif pd.api.types.is_float_dtype(table[name]):
+        elif pd.api.types.is_float_dtype(table[name]) and name not in KEYS:
             small[name] = table[name].astype("float32")
     with replacing(path) as temporary:
         small.to_parquet(temporary, index=False, compression="zstd")

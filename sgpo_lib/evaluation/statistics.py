@@ -86,10 +86,9 @@ def crossed_mean(cells: np.ndarray, sizes: np.ndarray) -> Estimate:
     Satterthwaite's, but at least those of the rarer of the two. Clusters of unequal size count as
     1 / sum of squared shares (Kish).
 
-    In 20,000 simulations each of 5, 10 and 20 seeds and 6 and 26 forms, with no effect and between none and all of the
-    variance due to seeds and forms, a test at 5% rejected in 1.8 to 5.8%; where neither matters it is careful, 1.8 to
-    4.0%. Multiway cluster-robust variances with t on the rarer's degrees of freedom (MacKinnon, Nielsen and Webb, 2021)
-    rejected in 0.5 to 5.4%.
+    In 10,000 simulations each of 5, 10 and 20 seeds and 6 and 26 forms, with no effect and between none and most of the
+    variance due to seeds and forms, a test at 5% rejected in 1.8 to 5.3%; where neither matters it is careful, 1.8 to
+    4.3% (`benchmarks/intervals_over_seeds_and_forms_cover.py`).
     """
     cells, shares = np.asarray(cells, float), np.asarray(sizes) / np.sum(sizes)
     n_seeds, n_clusters = cells.shape

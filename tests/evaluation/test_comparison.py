@@ -72,10 +72,11 @@ def test_quantities_of_answers_and_pairs_average_to_what_the_evaluation_reports(
 
 
 def test_shipped_judgements_are_small_and_give_the_same_table(tmp_path):
-    judged = judgements({("", "ssapo"): list(np.linspace(0, 1, 8)), ("", "spa"): [0.1] * 8}, kls=(6.0,))
+    judged = judgements({("", "ssapo"): list(np.linspace(0, 1, 8)), ("", "spa"): [0.1] * 8}, kls=(0.2,))
     write_judgements(judged, tmp_path / "judgements.parquet")
     read = pd.read_parquet(tmp_path / "judgements.parquet")
     assert list(read) == list(judged)
+    assert set(read["matched_kl"].dropna()) == {0.2}
     assert (tmp_path / "judgements.parquet").stat().st_size < 20 * len(judged)
     pd.testing.assert_frame_equal(
         comparison.means(read), comparison.means(judged), check_dtype=False, check_categorical=False, rtol=1e-5

@@ -80,6 +80,12 @@ def test_only_the_primary_contrast_is_confirmed():
     assert (table["role"] == "primary").sum() == 1
 
 
+def test_a_primary_contrast_at_a_kl_that_no_run_reached_is_said_to_be_missing():
+    design = DESIGN | {"primary": DESIGN["primary"] | {"at_kl": 9.0}, "baselines": []}
+    (line,) = sentences(compared(BETTER, **design))
+    assert line.endswith("at 9 nats: in no seed both got there; not a planned look: no verdict.")
+
+
 def test_at_a_look_that_was_not_planned_there_is_no_verdict():
     design = DESIGN | {"seeds": list(range(9)), "looks": [4, 9]}
     (line,) = [line for line in sentences(compared(BETTER, **design)) if line.startswith("ssapo against spa")]
