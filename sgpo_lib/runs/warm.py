@@ -36,7 +36,7 @@ _IMPORTED = (
     "sgpo_lib.judges.external",
     "sgpo_lib.leader.training",
     "sgpo_lib.plots.follower",
-    "sgpo_lib.plots.widgets",
+    "sgpo_lib.plots.play",
     "sgpo_lib.steps",
 )
 
