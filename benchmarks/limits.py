@@ -1,13 +1,9 @@
-"""What this machine could do: its rates at matrix products, copies and sorting, to hold other figures against.
+"""What this machine can do at best: matrix products, copies and sorting, measured, to hold other figures against.
 
 python benchmarks/limits.py               # prints Markdown
 python benchmarks/limits.py --threads 1
 
-In another benchmark, run before what it measures:
-
-    from limits import machine, rates, share
-    limits = rates()
-    print(machine(), share(268 * flops_of_a_token, limits["bfloat16 product, 64 rows, GFLOP/s"] * 1e9))
+Other benchmarks begin with `machine()` and `rates()`, and print their rows as `share(measured, limit)` of one of these.
 """
 
 import argparse

@@ -1,5 +1,8 @@
 """Where results live: the graph of steps, its artefacts and records, and the studies that hold runs together.
 
+`step`, `graph`, `store` and `study` say what there is; `make` runs the graph, with `progress` told in one line and its
+notebooks forked from a `warm` process.
+
 This room knows which step reads what, whether it is up to date, and how a file is written whole or not at all. It
 knows nothing of what a step computes: no model, no margin, no judge.
 """

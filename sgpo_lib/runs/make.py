@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import threading
+from contextlib import nullcontext
 from datetime import datetime
 from logging import ERROR, LogRecord
 from pathlib import Path
@@ -25,7 +26,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_interface_logger_plugins.registry import LoggerPluginRegistry
 
 from sgpo_lib.runs.progress import Progress, in_words, message_of, seconds_of_rules
-from sgpo_lib.runs.warm import warm_process
+from sgpo_lib.runs.warm import forks_safely, warm_process
 
 
 class Line(LogHandlerBase):
@@ -87,7 +88,8 @@ class Line(LogHandlerBase):
 
     def _live(self) -> None:
         while not self.over.wait(1):
-            self._write("\r\x1b[2K" + self.progress.line()[: shutil.get_terminal_size().columns - 1])
+            with self.lock:  # no event changes what is told
+                self._write("\r\x1b[2K" + self.progress.line()[: shutil.get_terminal_size().columns - 1])
 
     def _say(self, text: str) -> None:
         self._write(("\r\x1b[2K" if self.lives else "") + text + "\n")
@@ -114,11 +116,11 @@ def main(arguments: list[str]) -> int:
     """Run Snakemake with these arguments, and return its exit code."""
     config = dict(word.split("=", 1) for word in arguments if re.match(r"\w+=", word))
     cores = arguments[arguments.index("--cores") + 1] if "--cores" in arguments else str(os.cpu_count())
-    name = Path(config.get("params", "params/smollm2-135m.yaml"))
+    run = Path(config.get("params", config.get("study", "params/smollm2-135m.yaml")))
     log = Path("runs", "logs", f"{datetime.now():%Y-%m-%d-%H%M%S}.log").absolute()
     log.parent.mkdir(parents=True, exist_ok=True)
     Line.log, Line.stream = log, os.fdopen(os.dup(1), "w")
-    Line.timing = name.parent.parent / "figures" / name.stem / "timing.md"
+    Line.timing = run.parent.parent / "figures" / run.stem / "timing.md"
     with log.open("w") as file:  # everything that is said by whatever a step starts
         sys.stdout.flush()
         os.dup2(file.fileno(), 1)
@@ -130,8 +132,9 @@ def main(arguments: list[str]) -> int:
 
     signal.signal(signal.SIGINT, interrupt)
     LoggerPluginRegistry().register_plugin("snakemake_logger_plugin_line", SimpleNamespace(LogHandler=Line))
+    threads = int(config.get("threads", cores))
     try:
-        with warm_process(int(config.get("threads", cores))) as variables:
+        with warm_process(threads) if forks_safely() else nullcontext({}) as variables:
             os.environ.update(variables)
             cli.main(["--logger", "line", *arguments])
     except SystemExit as ended:

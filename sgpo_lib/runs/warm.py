@@ -2,10 +2,10 @@
 
     python sgpo_lib/runs/warm.py papermill IN OUT ...    # ask the process behind $SGPO_WARM, or else be papermill
 
-Each notebook has a process and a kernel of its own as ever, so that steps share nothing but what importing leaves.
-The warm process runs no operation, so that no pool of threads is lost in a fork; it leaves when its standard input
-closes, so with whoever started it. A notebook leaves with the process that asked for it, so that a kill of the graph
-kills what the graph runs.
+It is for Linux without a GPU (`forks_safely`). Each notebook has a process and a kernel of its own as ever, so that
+steps share nothing but what importing leaves. The warm process runs no operation, so that no pool of threads is lost
+in a fork; it leaves when its standard input closes, so with whoever started it. A notebook leaves with the process
+that asked for it, so that a kill of the graph kills what the graph runs.
 
 Run as a file, and with the standard library alone at the top, because asking must not cost what it saves.
 """
@@ -39,6 +39,11 @@ _IMPORTED = (
     "sgpo_lib.plots.play",
     "sgpo_lib.steps",
 )
+
+
+def forks_safely() -> bool:
+    """Whether what notebooks import survives a fork here: Metal does not, and with CUDA or ROCm nobody has tried."""
+    return sys.platform == "linux" and not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd"))
 
 
 @contextmanager
