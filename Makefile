@@ -2,6 +2,7 @@ PARAMS ?= params/smollm2-135m.yaml
 SEEDS ?= 0
 METHODS ?= ssapo
 NAME ?= adversary
+COMPARED = $(if $(filter file,$(origin PARAMS)),params/quick.yaml,$(PARAMS))
 CORES ?= $(shell getconf _NPROCESSORS_ONLN)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -9,7 +10,7 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL = $(if $(UV),$(UV) pip install --python .venv,.venv/bin/pip install) --quiet --constraint constraints.txt
 
 # Recipes read these from the environment, as make would cut a name at its spaces. A run lies beside its params/.
-export PARAMS SEEDS METHODS NAME
+export PARAMS SEEDS METHODS NAME A B
 RUN = run="$$(basename "$$PARAMS" .yaml)"; root="$$(dirname "$$PARAMS")/"; root="$${root%params/}"
 # Snakemake with a line that lives; without it: snakemake --cores ..., with the same options.
 MAKE_RUN = python -m sgpo_lib.runs.make --cores $(CORES) --rerun-incomplete --nolock --quiet host
@@ -22,11 +23,12 @@ export MALLOC_TRIM_THRESHOLD_ = 100000000000
 export MALLOC_TOP_PAD_ = 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help setup plan reproduce study figures lab-figures test lab chat site clean
+.PHONY: help setup plan reproduce study compare figures lab-figures test lab chat site clean
 
 help:  ## show this
 	@echo "make reproduce   the whole pipeline, from seed DPO to figures (PARAMS=$(PARAMS) SEEDS=$(SEEDS))"
 	@echo "make study       runs of many seeds held against each other (NAME=$(NAME), N_SEEDS=10 for a look; see params/studies/)"
+	@echo "make compare     two methods or settings in minutes: A='self-dpo' B='ssapo {follower.radius: 0.3}'"
 	@echo "make plan        what a run will need: memory, hours, cost (PARAMS=... GPU=H100-80GB N_GPUS=8 PRICE=...)"
 	@echo "make test        linter and tests"
 	@echo "make figures     draw figures/ again from the runs there are"
@@ -59,6 +61,11 @@ study: .venv/.complete  ## run a study, one thread a notebook and as many notebo
 	@$(MAKE_RUN) --keep-going --config "study=params/studies/$$NAME.yaml" threads=1 $(if $(N_SEEDS),n_seeds=$(N_SEEDS))
 	@echo; cat "figures/studies/$$NAME/summary.md"; echo
 	@echo "figures             figures/studies/$$NAME/"
+
+compare: .venv/.complete  ## hold two of anything against each other: A='self-dpo' B='ssapo {follower.radius: 0.3}'
+	@study="$$(python -m sgpo_lib.runs.compare "$$A" "$$B" --params "$(COMPARED)" --seeds "$$SEEDS")" && \
+		$(MAKE_RUN) --config "study=$$study" figures=runs/figures && \
+		echo && cat "runs/figures/studies/$$(basename "$$study" .yaml)/summary.md"
 
 plan: .venv/.complete  ## tokens, FLOPs, hours, cost and memory of a run, before it costs anything
 	@python -m sgpo_lib.plan "$$PARAMS" $(if $(GPU),--gpu $(GPU)) $(if $(N_GPUS),--n-gpus $(N_GPUS)) \

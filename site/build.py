@@ -25,14 +25,9 @@ LINKED = ("figures", "params", "benchmarks", "examples", "profiles", "CITATION.c
 FLIPBOOKS = {"regret-sliders": panels.one_game, "explore-widget": panels.explore_the_lab}
 EXPLAINED = {  # where each page hangs in the contents
     "Read": ["docs/findings", "docs/studies", "docs/regret", "docs/faults", "docs/glossary"],
-    "Step": [
-        "docs/my-laptop",
-        "docs/my-own-data",
-        "docs/my-own-judge",
-        "docs/using-the-policy",
-        "docs/troubleshooting",
-    ],
-    "How it works": ["docs/follower", "docs/methods", "docs/speed", "docs/one-gpu", "docs/cluster"],
+    "Step": ["docs/notebooks", "docs/my-laptop", "docs/algorithm", "docs/using-the-policy", "docs/troubleshooting"],
+    "My own": ["docs/my-own-data", "docs/my-own-principle", "docs/my-own-judge", "docs/one-gpu", "docs/cluster"],
+    "How it works": ["docs/follower", "docs/methods", "docs/speed", "docs/layout"],
     "Reference": ["docs/params", "docs/api"],
 }
 
