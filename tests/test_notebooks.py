@@ -18,6 +18,8 @@ from small_params import write_tiny_params
 
 from sgpo_lib import follower
 from sgpo_lib.evaluation import comparison
+from sgpo_lib.evaluation.judgements import judgements as judgements_of
+from sgpo_lib.evaluation.judgements import with_quantities
 from sgpo_lib.runs import STEPS, Run
 from sgpo_lib.runs.study import study_of
 
@@ -109,11 +111,12 @@ def test_policies_are_evaluated_with_several_answers_and_at_the_kls_they_can_be_
     assert beyond["alpha"] is None
     assert "as far as was tried" in beyond["why_not"]
     study = study_of(str(asked["params_file"]), [0], ["self-dpo"], overrides)
+    judged = with_quantities(judgements_of(study))
     for matched_kl, suffix in ((None, ""), (0.5, " @ 0.5 nats")):
-        results = comparison.results(study, matched_kl)
+        results = comparison.per_run(judged, matched_kl)
         assert results["policy"].tolist() == ["sft", "dpo", "round-1"]
-        assert results.loc[results["is_final"], "kl"].tolist() == [summary[f"round-1{suffix}"]["kl"]["mean"]]
-    assert comparison.results(study, 900)["policy"].tolist() == ["sft"]
+        assert results.loc[results["is_final"], "kl"].item() == pytest.approx(summary[f"round-1{suffix}"]["kl"]["mean"])
+    assert comparison.per_run(judged, 900)["policy"].tolist() == ["sft"]
 
 
 def test_a_second_run_of_the_graph_does_nothing(finished):

@@ -110,7 +110,8 @@ def stages(params: Params, shape: Shape, lengths: Lengths, pairs_per_prompt: flo
             _stage(f"leader {t}", params, shape, lengths, pairs=n + earlier, training=params.leader),
         ]
     held_out = 2 * (params.n_rounds + 2) * data.n_evaluation * pairs if by_people else 0
-    samples, n_trained = params.evaluation.n_samples, params.n_rounds + 1
+    n_rounds = params.n_rounds if params.evaluation.rounds == "all" else min(1, params.n_rounds)
+    samples, n_trained = params.evaluation.n_samples, n_rounds + 1
     n_scaled = n_trained * len(params.evaluation.match_kl)
     search = n_scaled * _ESTIMATES * N_PROMPTS
     generated, scored = (n * data.n_evaluation * samples for n in (1 + n_trained + n_scaled, n_trained + n_scaled))
