@@ -37,7 +37,7 @@ def gather_notebooks(run: Run, folder: Path, flipbooks: dict[str, Callable[[], s
     folder.mkdir(parents=True)
     executed = {"06_regret_bounds": run.folder.parents[1] / "notebooks/06_regret_bounds.ipynb"}
     executed["09_lab"] = executed["06_regret_bounds"].with_name("09_lab.ipynb")
-    executed["07_paper_figures"] = run.folder.parents[1] / "notebooks/07_paper_figures.ipynb"
+    executed["07_paper_figures"] = run.folder.parents[1] / f"notebooks/07_paper_figures-{run.params.name}.ipynb"
     executed["01_seed_dpo"] = executed_notebook(run.step("seed_dpo"))
     executed["05_evaluation"] = executed_notebook(run.step("evaluation"))
     for t in run.rounds:
