@@ -63,20 +63,20 @@ wildcard_constraints:
     name=r"[^/]+",
     seed=r"\d+",
     round=r"\d+",
-    judge=r"[^/]+",
+    annotation=r"[^/]+",
     method=r"[^/]+",
 
 
 def variant_of(w):
-    """Any variant that makes the artefact: by its method, or for a shared first round by its judge."""
-    if "judge" not in w.keys():
+    """Any variant that makes the artefact: by its method, or for a shared first round by how it is annotated."""
+    if "annotation" not in w.keys():
         return VARIANTS[w.name, w.get("method", "dpo")]
     of_name = [variant for (name, _), variant in VARIANTS.items() if name == w.name and variant.method != "dpo"]
-    return next(v for v in of_name if STUDY.run(v, int(w.seed)).params.annotation.judge == w.judge)
+    return next(v for v in of_name if STUDY.run(v, int(w.seed)).params.annotation.name == w.annotation)
 
 
 def step(name, w):
-    round = 1 if "judge" in w.keys() else int(w.round) if "round" in w.keys() else None
+    round = 1 if "annotation" in w.keys() else int(w.round) if "round" in w.keys() else None
     return STUDY.run(variant_of(w), int(w.seed)).step(name, round)
 
 
@@ -146,10 +146,10 @@ rule seed_dpo:
 
 rule first_annotation:
     input: needs("annotation")
-    output: f"{RUNS}/{{name}}/seed-{{seed}}/dpo/round-1-{{judge}}/annotation.json"
+    output: f"{RUNS}/{{name}}/seed-{{seed}}/dpo/round-1-{{annotation}}/annotation.json"
     params: made_by=made_by("annotation"), run=papermill("annotation")
     threads: THREADS
-    message: "02 annotation, round 1 ({wildcards.name}, ranked by {wildcards.judge}, seed {wildcards.seed})"
+    message: "02 annotation, round 1 ({wildcards.name}, {wildcards.annotation}, seed {wildcards.seed})"
     shell: "OMP_NUM_THREADS={threads} {params.run}"
 
 

@@ -42,7 +42,7 @@ for t, pool in enumerate(prompts.rounds, start=1):
     responses = annotation.with_implicit_rewards(policy, responses, params.beta)
     if params.gold is not None:  # only looks on, to tell how many self-labels are right
         responses["gold"] = GoldJudge(**params.gold.model_dump()).score(responses["response"])
-    pairs = annotation.with_margins(annotation.rank(responses, by="implicit_reward"))
+    pairs = annotation.with_margins(annotation.preferred(annotation.rank(responses, by="implicit_reward")))
 
     # Follower: the worst distribution of margins within W1 distance epsilon of these, eq. (5).
     before, margins = margins, pairs["margin"]

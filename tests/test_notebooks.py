@@ -66,6 +66,27 @@ def _run_cells(name: str, **parameters) -> None:
             variables |= parameters
 
 
+def test_two_of_several_answers_become_a_pair_and_lengths_can_be_balanced(tiny_root):
+    file = tiny_root("several")
+    _run_cells("01_seed_dpo", params_file=file)
+    ways = {
+        "self-dpo": {"choose": "aepo", "length_penalty": "balanced"},
+        "iter-dpo-gold": {},
+        "iter-dpo-gold+two": {"choose": "min-margin"},
+    }
+    metrics = {}
+    for method, way in ways.items():
+        overrides = {f"annotation.{key}": value for key, value in ({"n_samples": 3} | way).items()}
+        asked = {"params_file": file, "method": method, "overrides": overrides}
+        _run_cells("02_self_annotation", **asked)
+        step = Run.open(**asked).step("annotation", 1)
+        metrics[method] = step.record()["metrics"]
+        assert len(step.load("responses.parquet")) == 4 * 3
+        assert len(step.load("pairs.parquet")) == 4
+    assert [found["n_comparisons"] for found in metrics.values()] == [0, 4 * 3, 4]
+    assert "length_penalty" in metrics["self-dpo"]
+
+
 def test_flips_are_calibrated_on_labelled_pairs_solved_and_trained_on(tiny_root):
     overrides = {"data.n_calibration": 8, "follower.flip_radius": {"rule": "calibrated"}}
     asked = {"params_file": tiny_root("flips"), "overrides": overrides}

@@ -12,12 +12,13 @@ This room knows formats, files, the hub and the builtin prompts. It knows no mod
 
 from sgpo_lib.data.labels import flip_labels, loss_weights
 from sgpo_lib.data.prompts import prompt_id, user_text
-from sgpo_lib.data.selection import farthest_point, random_subset
+from sgpo_lib.data.selection import choose_two, farthest_point, random_subset, two_by_gap
 from sgpo_lib.data.sources import load, local_file
 from sgpo_lib.data.splits import Splits, prepare, split
 
 __all__ = [
     "Splits",
+    "choose_two",
     "farthest_point",
     "flip_labels",
     "load",
@@ -27,5 +28,6 @@ __all__ = [
     "prompt_id",
     "random_subset",
     "split",
+    "two_by_gap",
     "user_text",
 ]

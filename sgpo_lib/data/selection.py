@@ -1,4 +1,4 @@
-"""Which prompts are worth a label: at random, or far from each other."""
+"""Which prompts are worth a label, at random or far from each other; and which two of several answers to one."""
 
 import numpy as np
 
@@ -56,3 +56,48 @@ def farthest_point(embeddings: np.ndarray, n: int, seed: int) -> np.ndarray:
         np.maximum(nearest, directions @ directions[chosen[i]], out=nearest)
         nearest[chosen[i]] = np.inf
     return chosen
+
+
+def choose_two(similarity: np.ndarray, diversity: float = 1.0) -> tuple[int, int]:
+    """Choose which two of N answers to compare: those that stand for the others and are unlike each other.
+
+    Parameters
+    ----------
+    similarity : ndarray, shape (N, N)
+        Symmetric, such as cosines of embeddings. Its diagonal does not count.
+    diversity : float
+        What unlikeness is worth against standing for the others; 1 in the paper's experiments.
+
+    Returns
+    -------
+    tuple of int
+        Positions i < j; of pairs that are as good the first.
+
+    Raises
+    ------
+    ValueError
+        There are fewer than two answers.
+
+    Notes
+    -----
+    AEPO (Jinnai and Honda, Findings of EMNLP 2025, arXiv 2405.13541) with k = 2: the pair that maximises
+    (m_i + m_j) / 2 - diversity * s_ij, where m_i is the mean similarity of i to the N - 1 others. All pairs are tried.
+    Another zero or scale of the similarities changes nothing.
+    """
+    similarity = np.array(similarity, dtype=float)
+    n = len(similarity)
+    if n < 2:
+        raise ValueError(f"two answers cannot be chosen from {n}")
+    np.fill_diagonal(similarity, 0.0)
+    mean = similarity.sum(axis=1) / (n - 1)
+    first, second = np.triu_indices(n, 1)
+    best = np.argmax((mean[first] + mean[second]) / 2 - diversity * similarity[first, second])
+    return int(first[best]), int(second[best])
+
+
+def two_by_gap(scores: np.ndarray, largest: bool) -> tuple[int, int]:
+    """Return positions i < j of the two of N scores that differ most or least; of equal gaps the first."""
+    first, second = np.triu_indices(len(scores), 1)
+    gaps = np.abs(np.asarray(scores)[first] - np.asarray(scores)[second])
+    best = gaps.argmax() if largest else gaps.argmin()
+    return int(first[best]), int(second[best])

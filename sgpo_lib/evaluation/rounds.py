@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 
 from sgpo_lib import follower
+from sgpo_lib.annotation import preferred
 from sgpo_lib.runs.study import Study
 
 
 def pairs_of_rounds(study: Study) -> pd.DataFrame:
-    """Collect the pairs that every run trained on, with what the follower did to them.
+    """Collect the pairs with a preference that every run trained on, with what the follower did to them.
 
     Returns
     -------
@@ -22,7 +23,7 @@ def pairs_of_rounds(study: Study) -> pd.DataFrame:
         for seed in study.seeds:
             run = study.run(variant, seed)
             for t in run.rounds:
-                pairs = run.step("annotation", t).load("pairs.parquet")
+                pairs = preferred(run.step("annotation", t).load("pairs.parquet"))
                 part = pairs[[name for name in ("margin", "agrees_with_gold") if name in pairs]].copy()
                 has_follower = run.params.leader.faces_follower
                 worst = run.step("follower", t).load("worst_case.parquet") if has_follower else {}

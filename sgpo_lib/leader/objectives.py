@@ -27,6 +27,11 @@ class Objective:
     arguments: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def weighs_rows(self) -> bool:
+        """Whether each row has a loss of its own, which the column `loss_weight` multiplies."""
+        return self.trainer is None and "batch_loss" not in self.arguments
+
 
 def weighted(leader: "LeaderParams", radius: float, support: "Support | None") -> Objective:
     """The logistic loss with the rows' columns."""

@@ -16,11 +16,9 @@ from pydantic import (
 )
 
 from sgpo_lib.leader.modes import MODES
+from sgpo_lib.params.judge import KEY_VARIABLE, LLMJudgeParams, RewardModelParams
 from sgpo_lib.params.section import Count, Positive, Section, Share
 from sgpo_lib.params.training import SeedTrainingParams, TrainingParams
-
-# A params file may come from elsewhere, and the value of the variable that it names is sent away.
-KEY_VARIABLE = re.compile(r"[A-Za-z0-9_]+_(API_KEY|TOKEN)")
 
 
 class LoraParams(Section):
@@ -65,7 +63,10 @@ class DataParams(Section):
     revision: str | None = Field(None, description="commit, tag or branch of a hub dataset; null: its newest commit")
     bad_rows: Literal["raise", "drop"] = Field("raise", description="of published data that one cannot correct")
     n_seed: Count = Field(description="prompts whose pairs are labelled by the judge or by people")
-    n_seed_samples: int = Field(2, ge=2, description="answers per seed prompt; the judge picks best and worst")
+    n_seed_samples: int = Field(2, ge=2, description="answers per seed prompt")
+    choose_seed: Literal["best-worst", "random", "aepo"] = Field(
+        "best-worst", description="which of the answers the judge compares: all of them, or two"
+    )
     seed_selection: Literal["random", "farthest-point"] = Field("random", description="which prompts to label")
     label_noise: Share = Field(0.0, description="share of the seed labels to flip")
     n_calibration: int = Field(
@@ -105,34 +106,19 @@ class AnnotationParams(Section):
         description="'sentiment' is the gold user without its dislike of words, 'gold' the gold user, 'external' "
         "the section judge",
     )
-    n_samples: int = Field(2, ge=2, description="answers to a prompt, whose best and worst make the pair; paper: 2")
+    n_samples: int = Field(2, ge=2, description="answers to a prompt; paper: 2")
+    choose: Literal["best-worst", "random", "aepo", "min-margin", "max-margin"] = Field(
+        "best-worst", description="which of them become the pair, margins being differences of implicit rewards"
+    )
+    length_penalty: Literal["none", "balanced"] = Field(
+        "none", description="balanced: what makes chosen and rejected answers equally long on average, as in DICE"
+    )
 
-
-class LLMJudgeParams(Section):
-    """A language model behind an OpenAI-compatible endpoint; names as in `sgpo_lib.judges.endpoint.Endpoint`."""
-
-    kind: Literal["llm"]
-    url: str
-    model: str
-    annotator: str = Field("alpaca_eval_clf_gpt4_turbo", description="whose prompt, of alpaca-eval's")
-    max_tokens: Count = 8
-    max_concurrency: Count = 8
-    n_tries: Count = 3
-    api_key_variable: str = Field("OPENAI_API_KEY", description="the environment's variable, never the key")
-    price_per_million: tuple[float, float] | None = Field(None, description="of prompt and completion tokens")
-    max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    temperature: float | None = Field(0.0, ge=0, description="null leaves it to the server, as reasoning models want")
-    max_unread: Share = Field(0.1, description="comparisons without a verdict that are borne, as ties; above it: stop")
-
-
-class RewardModelParams(Section):
-    """A sequence classifier of transformers; `pairwise` reads two answers together."""
-
-    kind: Literal["reward_model", "pairwise"]
-    name_or_path: str
-    revision: str | None = None
-    batch_size: Count = 16
-    max_length: Count = 4096
+    @property
+    def name(self) -> str:
+        """Names the way of annotation among others, such as `implicit` and, of 8 answers, `implicit-8-aepo`."""
+        kinds = [kind for kind in (self.choose, self.length_penalty) if kind not in ("best-worst", "none")]
+        return "-".join([self.judge, *([str(self.n_samples)] if self.n_samples != 2 or kinds else []), *kinds])
 
 
 class RangeRule(Section):
@@ -247,6 +233,8 @@ class Params(Section):
         obstacle = MODES[self.leader.mode].obstacle(self)
         if obstacle:
             raise ValueError(f"leader.mode {self.leader.mode} {obstacle}")
+        if self.annotation.length_penalty != "none" and self.annotation.judge != "implicit":
+            raise ValueError("annotation.length_penalty balances implicit rewards: set annotation.judge: implicit")
         if self.annotation.judge in ("sentiment", "gold") and self.gold is None:
             raise ValueError(f"annotation.judge {self.annotation.judge} needs a gold user: set gold")
         longest = self.generation.max_prompt_length + self.generation.max_new_tokens

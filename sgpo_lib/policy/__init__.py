@@ -9,7 +9,7 @@ from sgpo_lib.policy.kl_matching import match_kl, stepwise_kl
 from sgpo_lib.policy.loading import choose_device, choose_dtype
 from sgpo_lib.policy.model import Policy
 from sgpo_lib.policy.sampling import generate
-from sgpo_lib.policy.scoring import embed, sampled_kl, sequence_log_probs
+from sgpo_lib.policy.scoring import embed, embed_responses, sampled_kl, sequence_log_probs
 
 __all__ = [
     "Policy",
@@ -17,6 +17,7 @@ __all__ = [
     "choose_device",
     "choose_dtype",
     "embed",
+    "embed_responses",
     "generate",
     "match_kl",
     "merge",

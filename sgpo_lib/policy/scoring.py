@@ -132,21 +132,41 @@ def _padded_scores(
     return torch.where(is_response, log_probs, 0.0).sum(-1)
 
 
-@torch.inference_mode()
 def embed(policy: Policy, prompts: Sequence[list[dict]], max_length: int, batch_size: int = 64) -> np.ndarray:
     """Return the SFT model's last-layer state at each prompt's last token, shape (N, hidden size), float32."""
     prompt_ids = policy.encode_prompts(prompts, max_length)
     check_context(policy, max(map(len, prompt_ids), default=0), "A prompt")
-    order = np.argsort([-len(ids) for ids in prompt_ids], kind="stable")
+    return _mean_states(policy, prompt_ids, [1] * len(prompt_ids), batch_size, "prompt")
+
+
+def embed_responses(
+    policy: Policy, prompt_ids: Sequence[list[int]], response_ids: Sequence[list[int]], batch_size: int = 32
+) -> np.ndarray:
+    """Return the mean of the SFT model's last-layer states at each response's tokens, shape (N, hidden size), float32.
+
+    The model reads the prompt first; the states at the prompt's own tokens do not count.
+    """
+    sequences = [[*prompt, *response] for prompt, response in zip(prompt_ids, response_ids, strict=True)]
+    check_context(policy, max(map(len, sequences), default=0), "A prompt and its response")
+    return _mean_states(policy, sequences, [max(1, len(ids)) for ids in response_ids], batch_size, "response")
+
+
+@torch.inference_mode()
+def _mean_states(
+    policy: Policy, sequences: Sequence[list[int]], n_last: Sequence[int], batch_size: int, unit: str
+) -> np.ndarray:
+    """Return the mean of the SFT model's last-layer states at the last `n_last` tokens of each sequence."""
+    order = np.argsort([-len(ids) for ids in sequences], kind="stable")
     states = np.empty((len(order), policy.model.config.get_text_config().hidden_size), dtype=np.float32)
-    with policy.reference() as model, tqdm(total=len(order), desc="embed", unit="prompt") as progress:
+    with policy.reference() as model, tqdm(total=len(order), desc="embed", unit=unit) as progress:
         backbone = (model.get_base_model() if isinstance(model, PeftModel) else model).base_model
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
-            inputs = pad([prompt_ids[i] for i in batch], policy.tokenizer, model.device)
+            inputs = pad([sequences[i] for i in batch], policy.tokenizer, model.device)
             positions = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-            last = backbone(**inputs, position_ids=positions, use_cache=False).last_hidden_state[:, -1]
-            states[batch] = last.float().cpu().numpy()
+            last = backbone(**inputs, position_ids=positions, use_cache=False).last_hidden_state
+            for i, of_tokens in zip(batch, last, strict=True):
+                states[i] = of_tokens[-n_last[i] :].float().mean(0).cpu().numpy()
             progress.update(len(batch))
     return states
 

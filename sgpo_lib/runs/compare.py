@@ -47,7 +47,7 @@ def write_study(first: str, second: str, params_file: str, seeds: list[int]) -> 
     variants = [variant_of(first), variant_of(second)]
     name = "-vs-".join(variant.method for variant in variants)
     study = Study(name=name, params=params_file, seeds=seeds, baselines=[variants[0].label], variants=variants)
-    run = [Run.open(params_file, seeds[0], variant.method, variant.overrides) for variant in variants][0]
+    run, _ = (Run.open(params_file, seeds[0], variant.method, variant.overrides) for variant in variants)
     path = run.params.root / run.params.output_dir / "studies" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     values = study.model_dump(exclude={"name"}, exclude_defaults=True)

@@ -74,7 +74,7 @@ class Node:
         if self.name == "evaluation":
             return folder / "evaluation"
         if self.owner != self.run.method:
-            return folder / f"round-1-{self.run.params.annotation.judge}"
+            return folder / f"round-1-{self.run.params.annotation.name}"
         return folder / f"round-{self.round}"
 
     @property
@@ -144,7 +144,7 @@ class Node:
         if self.name == "seed_dpo":
             mine.pop("data.n_prompts")
             if self.run.params.data.n_calibration:  # whose pairs are made as self-annotation makes them
-                mine["annotation.n_samples"] = values["annotation.n_samples"]
+                mine |= {key: values[key] for key in ("annotation.n_samples", "annotation.choose")}
         elif self.round is not None and "data.n_prompts" in mine:
             mine["data.n_prompts"] = mine["data.n_prompts"][: self.round]
         if self.round == 1:

@@ -11,9 +11,9 @@ def overview(run: Run) -> pd.DataFrame:
 
     Returns
     -------
-    DataFrame, a row per step, indexed by notebook: `round` (empty where a step has none), `state` ("done", "to do again"
-    where what it was made from has changed, or "to do"), `minutes` that a finished one computed, and `finished`. The
-    first row that is not done is the next to be made.
+    DataFrame, a row per step, indexed by notebook: `round` (empty where a step has none), `state` ("done", "to do", or
+    "to do again" where what it was made from has changed), `minutes` that a finished one computed, and `finished`.
+    The first row that is not done is the next to be made.
     """
     rows = [_row(step) for step in steps_of(run)]
     return pd.DataFrame(rows).set_index("notebook")

@@ -6,6 +6,7 @@ from sgpo_lib import annotation, data
 from sgpo_lib.policy.model import Policy
 from sgpo_lib.policy.scoring import embed
 from sgpo_lib.runs.step import Step
+from sgpo_lib.runs.store import read_parquet
 
 
 def choose_prompts(step: Step, policy: Policy) -> data.Splits:
@@ -57,7 +58,8 @@ def label_seed(step: Step, policy: Policy, splits: data.Splits) -> pd.DataFrame:
 def label_calibration(step: Step, policy: Policy, splits: data.Splits) -> pd.DataFrame:
     """Return the pairs kept for calibration, labelled and flipped as the seed is; written to `calibration.parquet`.
 
-    Each is of as many answers as self-annotation samples, so that the policy's errors on them are those it will make.
+    Each is of as many answers as self-annotation samples, and chosen of them alike, so that the policy's errors on them
+    are those it will make. Margins, though, are not known yet: where they choose, best and worst are taken.
 
     Returns
     -------
@@ -67,7 +69,20 @@ def label_calibration(step: Step, policy: Policy, splits: data.Splits) -> pd.Dat
         return step.load("calibration.parquet")
     params, seed = step.run.params, step.seed + 1  # another draw than the seed's
     with step.timed("generate"):
-        pairs = annotation.labelled(policy, splits.calibration, params, seed, step.shards, params.annotation.n_samples)
+        rule = params.annotation.choose if params.annotation.choose in ("random", "aepo") else "best-worst"
+        asking = (seed, step.shards, params.annotation.n_samples, rule)
+        pairs = annotation.labelled(policy, splits.calibration, params, *asking)
     pairs = data.flip_labels(pairs, params.data.label_noise, seed)
     step.save("calibration.parquet", pairs)
     return pairs
+
+
+def label_budget(step: Step) -> int:
+    """Return what the labels in a step's draft cost, for training and calibration together.
+
+    In comparisons of two answers, or scores of single ones where more than two competed (`annotation.labelled`); a pair
+    that people labelled counts as one comparison.
+    """
+    files = [step.draft / f"{name}.parquet" for name in ("pairs", "calibration")]
+    tables = [read_parquet(file) for file in files if file.exists()]
+    return sum(int(pairs["n_comparisons"].sum()) if "n_comparisons" in pairs else len(pairs) for pairs in tables)

@@ -13,6 +13,7 @@ from sgpo_lib.follower import make_support
 from sgpo_lib.policy.model import Policy
 from sgpo_lib.runs.step import Step
 from sgpo_lib.runs.store import read_parquet
+from sgpo_lib.steps.seed import label_budget
 from sgpo_lib.steps.until_kl import UntilKL
 
 
@@ -65,7 +66,8 @@ def round_update(step: Step) -> Update:
     Parameters
     ----------
     step : `leader` of a round, whose `annotation` (`pairs.parquet`) and `follower` (`worst_case.parquet`, and the
-        radius in its record) are complete.
+        radius in its record) are complete. Pairs without a preference, which no follower has seen, become rows of
+        weight 0 where the objective weighs rows, and are left out elsewhere.
 
     Raises
     ------
@@ -76,11 +78,21 @@ def round_update(step: Step) -> Update:
     if params.leader.faces_follower:
         faced = run.step("follower", step.round)
         worst, radius = faced.load("worst_case.parquet"), faced.record()["metrics"].get("radius")
-    rows = leader.training_rows(pairs, worst, params.leader)
+    rows = leader.training_rows(annotation.preferred(pairs), worst, params.leader)
     support = make_support(params.follower.model_dump()["support"])
     n_moved = 0 if worst is None or "moved" not in worst else int((worst["moved"] > 0).sum())
     objective = leader.objective(params.leader, radius, support)
+    n_tied = len(pairs) - len(rows)
+    if n_tied and objective.weighs_rows:
+        tied = leader.with_references(pairs[pairs["weight"] == 0], params.leader.reference).assign(loss_weight=0.0)
+        rows = _joined(rows.set_index(pairs.index[pairs["weight"] > 0]), tied)
     return Update(rows, objective, {"n_rows": len(rows), "n_moved": n_moved})
+
+
+def _joined(own: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    """Join rows in the order of their index; what either does not say of the loss is neutral there."""
+    rows = pd.concat([own, others.filter([*own, "loss_weight"])]).sort_index()
+    return rows.fillna({name: value for name, value in leader.NEUTRAL.items() if name in rows})
 
 
 def with_replay(step: Step, policy: Policy, update: Update) -> Update:
@@ -97,7 +109,7 @@ def with_replay(step: Step, policy: Policy, update: Update) -> Update:
     run, params = step.run, step.run.params.leader
     if not params.replay:
         return update
-    labelled = run.step("seed_dpo").load("pairs.parquet")
+    labelled = annotation.preferred(run.step("seed_dpo").load("pairs.parquet"))
     rng = np.random.default_rng([step.seed, 1])
     replaced = rng.permutation(len(update.rows))[: round(params.replay * len(update.rows))]
     n_times = -(-len(replaced) // len(labelled))
@@ -107,9 +119,7 @@ def with_replay(step: Step, policy: Policy, update: Update) -> Update:
         with step.timed("score"):
             pairs = annotation.rescore(policy, pairs)
     rows = leader.with_references(pairs, params.reference).assign(loss_weight=data.loss_weights(pairs))
-    own = update.rows.drop(index=replaced)
-    mixed = pd.concat([own, rows.set_index(replaced).filter([*own, "loss_weight"])]).sort_index()
-    mixed = mixed.fillna({name: value for name, value in leader.NEUTRAL.items() if name in mixed})
+    mixed = _joined(update.rows.drop(index=replaced), rows.set_index(replaced))
     return replace(update, rows=mixed, counts=update.counts | {"n_replayed": len(replaced)})
 
 
@@ -181,4 +191,7 @@ def finish(step: Step, update: Update, log: pd.DataFrame, **more: Any) -> dict[s
     ------
     RuntimeError : if an artefact of the step has not been written.
     """
-    return step.finish(update.counts | more | leader.training_metrics(log))
+    if step.finished:
+        return step.record()
+    labels = {"n_comparisons": label_budget(step)} if step.name == "seed_dpo" else {}
+    return step.finish(update.counts | labels | more | leader.training_metrics(log))

@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from sgpo_lib import data
 from sgpo_lib.data import hub
 from sgpo_lib.data.builtin_prompts import builtin_prompts
+from sgpo_lib.data.prompts import with_ids
 from sgpo_lib.params import DataParams
 
 REAL_PAIRS = Path(__file__).parents[3] / "shared" / "data" / "gpt4_preferences_short.jsonl"
@@ -675,7 +677,7 @@ def test_real_preferences_load_and_split_by_prompt():
 
 @given(st.integers(1, 20), st.integers(0, 20), st.integers(0, 5))
 def test_more_labels_or_rounds_change_no_round_and_no_label_that_was_there(n_seed, more, seed):
-    table = pd.DataFrame({"prompt": [[{"role": "user", "content": f"prompt {i}"}] for i in range(80)]})
+    table = with_ids(pd.DataFrame({"prompt": [[user(f"prompt {i}")] for i in range(80)]}))
     few, many = (data.split(table, n, [6, 4], 10, 0, seed, n_calibration=5) for n in (n_seed, n_seed + more))
     longer = data.split(table, n_seed, [6, 4, 3], 10, 0, seed, n_calibration=5)
     for other in (many, longer):
@@ -683,3 +685,58 @@ def test_more_labels_or_rounds_change_no_round_and_no_label_that_was_there(n_see
         pd.testing.assert_frame_equal(other.calibration, few.calibration)
         for mine, same in zip(few.rounds, other.rounds, strict=False):
             pd.testing.assert_frame_equal(mine, same)
+
+
+# --- which two answers
+
+
+def similarities(n, seed):
+    states = np.random.default_rng(seed).normal(size=(n, 4))
+    states /= np.linalg.norm(states, axis=1, keepdims=True)
+    return states @ states.T
+
+
+def aepo_objective(similarity, chosen, diversity):
+    """The paper's, for any number of answers to label: f_rep + diversity * f_div."""
+    n, k = len(similarity), len(chosen)
+    rep = sum(similarity[y, other] for y in chosen for other in range(n) if other != y) / (k * (n - 1))
+    div = -sum(similarity[y, other] for y in chosen for other in chosen if other != y) / (k * (k - 1))
+    return rep + diversity * div
+
+
+diversities = st.floats(0, 5)
+
+
+@given(st.integers(2, 9), st.integers(0, 99), diversities)
+def test_no_pair_of_answers_has_a_higher_aepo_objective_than_the_chosen_one(n, seed, diversity):
+    similarity = similarities(n, seed)
+    i, j = data.choose_two(similarity, diversity)
+    assert 0 <= i < j < n
+    best = max(aepo_objective(similarity, pair, diversity) for pair in itertools.combinations(range(n), 2))
+    assert aepo_objective(similarity, (i, j), diversity) == pytest.approx(best, abs=1e-12)
+
+
+@given(st.integers(2, 9), st.integers(0, 99), diversities, st.randoms(use_true_random=False))
+def test_the_two_answers_depend_on_neither_order_nor_zero_nor_scale_nor_diagonal(n, seed, diversity, random):
+    similarity = similarities(n, seed)
+    chosen = set(data.choose_two(similarity, diversity))
+    order = random.sample(range(n), n)
+    assert {order[i] for i in data.choose_two(similarity[np.ix_(order, order)], diversity)} == chosen
+    other = 3 * similarity + 0.5
+    np.fill_diagonal(other, 7)
+    assert set(data.choose_two(other, diversity)) == chosen
+
+
+@given(st.integers(2, 9), st.integers(0, 99))
+def test_without_diversity_the_most_central_answers_are_chosen_and_with_much_the_least_alike(n, seed):
+    similarity = similarities(n, seed)
+    central = np.argsort(similarity.sum(axis=1))[-2:]
+    assert set(data.choose_two(similarity, 0)) == set(central.tolist())
+    i, j = data.choose_two(similarity, 1e6)
+    assert similarity[i, j] == similarity.min()
+
+
+def test_of_equally_good_pairs_the_first_is_chosen_and_two_are_needed():
+    assert data.choose_two(np.ones((4, 4))) == (0, 1)
+    with pytest.raises(ValueError, match="two answers cannot be chosen from 1"):
+        data.choose_two(np.ones((1, 1)))

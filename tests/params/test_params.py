@@ -43,6 +43,7 @@ _OPTIONAL = {
     "rounds",
     "split",
     "revision",
+    "choose_seed",
     "seed_selection",
     "held_out_forms",
     "match_kl",
@@ -57,7 +58,7 @@ _OPTIONAL = {
 
 
 # What a method needs that a file need not have.
-_NEEDED = {"ssapo-flips": {"data.n_calibration": 32}}
+_NEEDED = {method: {"data.n_calibration": 32} for method in ("ssapo-flips", "flips-replay")}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

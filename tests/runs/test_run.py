@@ -507,6 +507,13 @@ def test_first_rounds_ranked_by_different_judges_lie_apart(open_run):
     assert one.step("annotation", 1).seed == two.step("annotation", 1).seed
 
 
+def test_first_rounds_of_other_answers_lie_apart_too(open_run):
+    ways = [{}, {"n_samples": 8}, {"n_samples": 8, "choose": "aepo"}, {"length_penalty": "balanced"}]
+    names = [open_run(annotation=way).step("annotation", 1).folder.name for way in ways]
+    expected = ["round-1-implicit", "round-1-implicit-8", "round-1-implicit-8-aepo", "round-1-implicit-2-balanced"]
+    assert names == expected
+
+
 def test_seed_dpo_alone_has_no_rounds_and_its_evaluation_serves_every_method(open_run):
     alone = open_run(method="dpo", data__n_prompts=[4, 4, 4])
     assert list(alone.rounds) == []

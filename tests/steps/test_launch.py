@@ -106,7 +106,7 @@ def test_all_weights_sharded_over_two_processes_are_trained_and_saved_as_by_one(
     for n, start, variables in ((1, ["-m", "sgpo_lib.steps.launch"], {}), (2, [str(script)], sharded_variables())):
         params_file = tiny_params_file.with_name(f"on{n}.yaml")
         params_file.write_text(tiny_params_file.read_text())
-        overrides = {"model.lora": None, "data.n_seed": 9, "seed_dpo.per_device_train_batch_size": 8 // n}
+        overrides = {"model.lora": None, "data.n_seed": 8, "seed_dpo.per_device_train_batch_size": 8 // n}
         on_processes(n, *start, str(params_file), "--overrides", json.dumps(overrides), cwd=tmp_path, **variables)
         made[n] = Run.open(params_file, overrides=overrides).step("seed_dpo")
     alone, together = (step.load("training_log.parquet") for step in made.values())

@@ -28,13 +28,14 @@ def test_the_seed_step_leaves_labels_policy_and_record(seeded):
     assert set(step.load("prompts.parquet")["part"]) == {"seed", "calibration"}
     record = step.record()
     assert {"n_pairs", "n_processes", "n_steps", "loss_first"} <= set(record["metrics"])
+    assert record["metrics"]["n_comparisons"] == 8 + 4  # of two answers each, for training and for calibration
     assert list(record["seconds"]) == ["load", "generate", "train"]
     assert not list(step.folder.glob(".*.tmp"))
     assert (step.load("policy") / "adapter_model.safetensors").exists()
 
 
-def annotated(run):
-    """Annotate the first round of a run, and solve for its worst case."""
+def annotated(run, tied=()):
+    """Annotate the first round of a run, and solve for the worst case of the pairs that are not tied."""
     params, step = run.params, run.step("annotation", 1).begin()
     policy = steps.load_policy(step)
     labelled = run.step("seed_dpo").load("prompts.parquet")
@@ -42,10 +43,12 @@ def annotated(run):
     responses = annotation.respond(policy, pool, params.generation, step.seed)
     responses = annotation.with_implicit_rewards(policy, responses, params.beta)
     pairs = annotation.with_margins(annotation.rank(responses, by="implicit_reward"))
+    pairs.loc[list(tied), "weight"] = 0.0
     step.save("responses.parquet", responses)
     step.save("pairs.parquet", pairs)
     step.save("labelled_margins.parquet", pd.DataFrame({"margin": [0.1]}))
     step.finish()
+    pairs = annotation.preferred(pairs)
     step = run.step("follower", 1).begin()
     step.save("worst_case.parquet", pd.DataFrame(follower.worst_case(pairs["margin"], 0.3).per_pair()))
     step.finish()
@@ -74,6 +77,28 @@ def test_replayed_rows_are_seed_pairs_in_place_of_as_many_measured_from_the_same
     log = steps.train(step, policy, update)
     if reference == "previous":  # from pi_0, which is the reference too, so that every margin begins at 0
         assert log["rewards/margins"].iloc[0] == pytest.approx(0, abs=1e-4)
+
+
+def test_pairs_without_a_preference_keep_their_rows_where_rows_are_weighed(seeded):
+    annotated(seeded, tied=[1])
+    overrides = {"data.label_noise": 0.25, "data.n_calibration": 4}
+    file = seeded.params.root / "params/tiny.yaml"
+
+    def rows_of(mode):
+        return steps.round_update(Run.open(file, overrides=overrides | mode).step("leader", 1)).rows
+
+    all_pairs = seeded.step("annotation", 1).load("pairs.parquet")
+    worst = seeded.step("follower", 1).load("worst_case.parquet")
+    rows = rows_of({})
+    assert rows["prompt_id"].tolist() == all_pairs["prompt_id"].tolist()
+    assert rows["loss_weight"].tolist() == [1, 0, 1, 1]
+    assert rows["loss_moved"].drop(index=1).tolist() == worst["moved"].tolist()
+    assert rows.loc[1, ["loss_moved", "loss_displacement"]].tolist() == [0, 0]
+    assert rows.loc[1, "ref_chosen_logps"] == all_pairs.loc[1, "chosen_log_prob"]
+    for mode in ("sgpo", "ipo", "spa"):
+        left = rows_of({"leader.mode": mode})
+        assert left["prompt_id"].tolist() == all_pairs["prompt_id"].drop(index=1).tolist()
+        assert "loss_weight" not in left
 
 
 def test_another_shuffle_trains_the_same_rows_in_another_order(seeded):

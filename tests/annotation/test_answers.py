@@ -1,153 +1,18 @@
-"""Self-annotation: the higher score is chosen, whatever the order, and every number is the model's own."""
+"""Answers and labelled pairs: every number is the model's own, and what a label costs is counted."""
 
 import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import torch
 
 from sgpo_lib import annotation, data
 from sgpo_lib.data.builtin_prompts import builtin_prompts
 from sgpo_lib.params import GenerationParams, LoraParams, ModelParams, load_params
-from sgpo_lib.policy import Policy, sequence_log_probs
+from sgpo_lib.policy import Policy, embed_responses, sequence_log_probs
 from sgpo_lib.runs import Run
 from sgpo_lib.steps.launch import make_seed
-
-# Few distinct scores and texts make ties and equal answers common.
-scores = st.one_of(st.integers(-2, 2).map(float), st.floats(-5, 5))
-answers = st.tuples(st.sampled_from(["a", "b", "c"]), scores)
-# The last prompt's answers always differ: a table without any preference is refused.
-tables = st.lists(st.lists(answers, min_size=2, max_size=2), max_size=5).map(lambda t: [*t, [("a", 0.0), ("b", 1.0)]])
-
-
-def table(groups):
-    """Responses with their scores, `groups[i]` to prompt i."""
-    rows = [
-        {
-            "prompt_id": f"p{i}",
-            "prompt": [{"role": "user", "content": f"question {i}"}],
-            "prompt_ids": [i],
-            "sample": j,
-            "response": text,
-            "response_ids": [i, j],
-            "finished": j == 0,
-            "log_prob": -10.0 * i - j,
-            "score": score,
-        }
-        for i, group in enumerate(groups)
-        for j, (text, score) in enumerate(group)
-    ]
-    return pd.DataFrame(rows)
-
-
-# --- ranking
-
-
-def test_best_response_is_chosen_and_worst_rejected_with_what_is_known_of_them():
-    responses = table([[("x", 1.0), ("y", 3.0), ("z", 2.0)], [("u", 0.5), ("v", -0.5)]])
-    pairs = annotation.rank(responses.assign(gold=responses["score"] * 10), by="score")
-    assert pairs["chosen"].tolist() == ["y", "u"]
-    assert pairs["rejected"].tolist() == ["x", "v"]
-    assert pairs["chosen_ids"].tolist() == [[0, 1], [1, 0]]
-    assert pairs["rejected_ids"].tolist() == [[0, 0], [1, 1]]
-    assert pairs["chosen_gold"].tolist() == [30.0, 5.0]
-    assert pairs["rejected_log_prob"].tolist() == [0.0, -11.0]
-    assert pairs["chosen_finished"].tolist() == [False, True]
-    assert pairs["prompt"].tolist() == [[{"role": "user", "content": f"question {i}"}] for i in (0, 1)]
-    assert pairs["prompt_ids"].tolist() == [[0], [1]]
-
-
-@given(tables)
-def test_pairs_keep_the_order_of_prompts_and_have_a_positive_difference(groups):
-    responses = table(groups)
-    pairs = annotation.rank(responses, by="score")
-    assert pairs["prompt_id"].tolist() == [i for i in responses["prompt_id"].unique() if i in set(pairs["prompt_id"])]
-    of = {tuple(row.response_ids): row for row in responses.itertuples()}
-    for pair in pairs.itertuples():
-        chosen, rejected = of[tuple(pair.chosen_ids)], of[tuple(pair.rejected_ids)]
-        assert chosen.score > rejected.score
-        assert (chosen.response, rejected.response) == (pair.chosen, pair.rejected)
-        assert chosen.prompt_id == rejected.prompt_id == pair.prompt_id
-
-
-@given(tables)
-def test_prompts_with_tied_or_equal_answers_are_left_out_and_counted(groups):
-    pairs = annotation.rank(table(groups), by="score")
-    kept = [f"p{i}" for i, (one, two) in enumerate(groups) if one[0] != two[0] and one[1] != two[1]]
-    assert pairs["prompt_id"].tolist() == kept
-    assert pairs.attrs["n_without_preference"] == len(groups) - len(kept)
-
-
-@given(tables, st.randoms(use_true_random=False))
-def test_order_of_the_responses_to_a_prompt_does_not_matter(groups, random):
-    responses = table(groups)
-    order = list(range(len(responses)))
-    random.shuffle(order)
-    order.sort(key=lambda i: responses["prompt_id"][i])  # prompts stay where they are
-    pairs = annotation.rank(responses, by="score")
-    pd.testing.assert_frame_equal(annotation.rank(responses.iloc[order], by="score"), pairs)
-
-
-def test_a_table_without_any_preference_is_refused():
-    with pytest.raises(ValueError, match=r"All 2 prompts.*tie in 'score'"):
-        annotation.rank(table([[("a", 0.0), ("b", 0.0)], [("c", 1.0), ("c", 2.0)]]), by="score")
-
-
-def test_prompts_may_lie_between_each_other():
-    responses = table([[("a", 0.0), ("b", 1.0)], [("c", 1.0), ("d", 0.0)]]).iloc[[2, 0, 3, 1]]
-    pairs = annotation.rank(responses, by="score")
-    assert pairs["prompt_id"].tolist() == ["p1", "p0"]
-    assert pairs["chosen"].tolist() == ["c", "b"]
-
-
-def test_prompt_with_one_response_holds_no_preference():
-    pairs = annotation.rank(table([[("a", 0.0)], [("a", 0.0), ("b", 1.0)]]), by="score")
-    assert (len(pairs), pairs.attrs["n_without_preference"]) == (1, 1)
-
-
-# --- margins
-
-
-@settings(max_examples=20)
-@given(st.lists(st.tuples(*[st.floats(-100, 0)] * 4), min_size=1, max_size=5), st.floats(0.01, 1))
-def test_margin_is_beta_times_the_difference_of_log_ratios(log_probs, beta):
-    chosen, chosen_reference, rejected, rejected_reference = np.array(log_probs).T
-    pairs = pd.DataFrame(
-        {
-            "chosen_implicit_reward": beta * (chosen - chosen_reference),
-            "rejected_implicit_reward": beta * (rejected - rejected_reference),
-        }
-    )
-    expected = beta * ((chosen - rejected) - (chosen_reference - rejected_reference))
-    np.testing.assert_allclose(annotation.with_margins(pairs)["margin"], expected, atol=1e-10)
-
-
-def test_agreement_with_gold_is_noted_where_gold_is_known_and_margins_do_not_depend_on_it():
-    rewards = {"chosen_implicit_reward": [1.0, 2.0, 3.0], "rejected_implicit_reward": [0.0, 0.5, 1.0]}
-    gold = {"chosen_gold": [1.0, 0.0, 0.5], "rejected_gold": [0.0, 1.0, 0.5]}
-    blind = annotation.with_margins(pd.DataFrame(rewards))
-    seeing = annotation.with_margins(pd.DataFrame(rewards | gold))
-    assert seeing["agrees_with_gold"].tolist() == [True, False, False]
-    assert "agrees_with_gold" not in blind
-    assert blind["margin"].tolist() == seeing["margin"].tolist() == [1.0, 1.5, 2.0]
-
-
-def test_pairs_ranked_by_the_implicit_reward_have_positive_margins():
-    responses = table([[("a", 0.25), ("b", -1.0)], [("c", 2.0), ("d", 2.0)], [("e", -3.0), ("f", -2.5)]])
-    pairs = annotation.rank(responses.rename(columns={"score": "implicit_reward"}), by="implicit_reward")
-    assert annotation.with_margins(pairs)["margin"].tolist() == [1.25, 0.5]
-
-
-def test_audit_counts_and_averages():
-    pairs = pd.DataFrame({"margin": [0.0, 1.0, 5.0], "agrees_with_gold": [True, False, True]})
-    expected = {"n_pairs": 3, "margin_mean": 2.0, "margin_median": 1.0, "margin_min": 0.0, "margin_max": 5.0}
-    assert annotation.audit(pairs) == expected | {"agreement": pytest.approx(2 / 3)}
-    assert annotation.audit(pairs[["margin"]]) == expected
-
-
-# --- with a model
 
 GENERATION = GenerationParams(temperature=1.0, max_new_tokens=8, max_prompt_length=64, batch_size=8)
 BETA = 0.3
@@ -155,8 +20,6 @@ BETA = 0.3
 
 @pytest.fixture(scope="module")
 def policy(tiny_model):
-    import torch
-
     lora = LoraParams(r=4, lora_alpha=8)
     policy = Policy.load(ModelParams(name_or_path=str(tiny_model), device="cpu", dtype="float32", lora=lora))
     policy.make_trainable(0)
@@ -207,6 +70,48 @@ def test_answers_kept_from_a_killed_call_are_not_taken_for_those_of_the_policy_s
     assert scaled["response"].tolist() == sft["response"].tolist() != own["response"].tolist()
 
 
+def test_a_response_is_embedded_by_the_sft_models_states_at_its_own_tokens(policy, responses):
+    some = responses.head(5)
+    found = embed_responses(policy, some["prompt_ids"].tolist(), some["response_ids"].tolist(), batch_size=2)
+    with policy.reference() as model, torch.inference_mode():
+        for state, row in zip(found, some.itertuples(), strict=True):
+            ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
+            states = model(ids, output_hidden_states=True).hidden_states[-1][0]
+            np.testing.assert_allclose(state, states[len(row.prompt_ids) :].mean(0), atol=1e-5)
+
+
+def test_the_prompt_is_not_among_the_answers_that_aepo_chooses_from(policy, prompts):
+    """As it is in the package `aepo` 0.1.6, where it is chosen for being unlike the answers, and then loses."""
+    drawn = annotation.respond(policy, prompts, GENERATION, seed=0, n_samples=5)
+    kept = annotation.choose(policy, drawn, "aepo")
+    assert kept.groupby("prompt_id").size().eq(2).all()
+    pd.testing.assert_frame_equal(kept, drawn.loc[kept.index])
+    asked = prompts.set_index("prompt_id")["prompt"].map(lambda prompt: prompt[-1]["content"])
+    assert not (kept["response"] == kept["prompt_id"].map(asked)).any()
+    states = embed_responses(policy, drawn["prompt_ids"].tolist(), drawn["response_ids"].tolist())
+    states /= np.linalg.norm(states, axis=1, keepdims=True)
+    for name, of_prompt in drawn.groupby("prompt_id"):
+        own = states[of_prompt.index] @ states[of_prompt.index].T
+        i, j = data.choose_two(own)
+        assert kept.index[kept["prompt_id"] == name].tolist() == [of_prompt.index[i], of_prompt.index[j]]
+        # Among candidates as unlike the answers as a prompt is, it would be one of the two.
+        with_prompt = np.zeros((6, 6))
+        with_prompt[1:, 1:] = 0.5 + own / 2
+        assert data.choose_two(with_prompt)[0] == 0
+
+
+def test_the_judge_scores_every_answer_or_compares_the_two_that_were_chosen(policy, prompts, tiny_params_file):
+    for rule, cost in (("best-worst", 4), ("random", 1), ("aepo", 1)):
+        params = load_params(tiny_params_file, {"data.n_seed_samples": 4, "data.choose_seed": rule})
+        pairs = annotation.labelled(policy, prompts, params, seed=0)
+        assert pairs["n_comparisons"].tolist() == [cost] * len(prompts)
+        drawn = annotation.respond(policy, prompts, params.generation, 0, 4)
+        of_prompt = annotation.choose(policy, drawn, rule).groupby("prompt_id")["response"].agg(set)
+        for pair in annotation.preferred(pairs).itertuples():
+            assert {pair.chosen, pair.rejected} <= of_prompt[pair.prompt_id]
+            assert pair.chosen_gold > pair.rejected_gold
+
+
 def test_implicit_reward_is_beta_times_the_log_ratio_to_the_sft_model(policy, responses):
     ids = responses["prompt_ids"], responses["response_ids"]
     policy_scores = sequence_log_probs(policy, *ids)
@@ -245,7 +150,7 @@ def test_cut_prompts_of_labelled_pairs_keep_their_whole_responses(policy, prompt
 
 def test_labelled_pairs_too_long_to_train_on_are_refused_before_any_is_scored(policy, prompts, monkeypatch):
     pairs = prompts.assign(chosen="Yes. " * 50, rejected="No.")
-    monkeypatch.setattr(annotation, "sequence_log_probs", None)
+    monkeypatch.setattr(annotation.answers, "sequence_log_probs", None)
     with pytest.raises(
         ValueError, match=rf"{len(pairs)} of {len(pairs)} labelled pairs are longer than seed_dpo\.max_len"
     ):
@@ -270,8 +175,6 @@ def test_rescoring_brings_pairs_up_to_the_present_policy(policy, responses):
 
 @pytest.fixture(scope="module")
 def bfloat16(policy, tiny_model):
-    import torch
-
     params = policy.params.model_copy(update={"dtype": "bfloat16"})
     narrow = Policy.load(params)
     narrow.make_trainable(0)

@@ -1,7 +1,4 @@
-"""Prompts in, ranked preference pairs out: the model answers, a score ranks, nobody labels.
-
-The score that ranks is the implicit reward in self-annotation, and a judge's score for the labelled seed.
-"""
+"""Answers, the policy's own and people's, with their log-probabilities; and the labelled pairs made of them."""
 
 import contextlib
 import hashlib
@@ -13,6 +10,7 @@ import pandas as pd
 import torch
 from peft.tuners.lora import LoraLayer
 
+from sgpo_lib.annotation.pairs import choose, n_comparisons, rank, with_margins
 from sgpo_lib.judges.gold import GoldJudge
 from sgpo_lib.params.schema import GenerationParams, Params
 from sgpo_lib.policy import vllm
@@ -20,9 +18,6 @@ from sgpo_lib.policy.model import Policy
 from sgpo_lib.policy.sampling import generate
 from sgpo_lib.policy.scoring import sequence_log_probs
 from sgpo_lib.runs.shards import in_shards
-
-# What a pair keeps of each of its two responses.
-_OF_RESPONSE = ["response_ids", "finished", "log_prob", "reference_log_prob", "implicit_reward", "gold"]
 
 
 def respond(
@@ -78,6 +73,7 @@ def labelled(
     seed: int,
     shards: Path | None = None,
     n_samples: int | None = None,
+    rule: str | None = None,
 ) -> pd.DataFrame:
     """Return labelled pairs of SFT answers: people's where the prompts come with them, else the gold user's.
 
@@ -85,11 +81,18 @@ def labelled(
     ----------
     policy : the SFT model.
     prompts : rows with `prompt_id` and `prompt`, and `chosen` and `rejected` (texts) where people labelled them.
-        Otherwise the model answers each prompt several times, and the gold user picks the answer that it likes
-        best and the one that it likes least.
+        Otherwise the model answers each prompt several times, and of the answers that `rule` has it compare the
+        gold user picks the one that it likes best and the one that it likes least.
     seed, shards : of the sampling, see `respond`.
     n_samples : how many times; None for `data.n_seed_samples`. For calibration as many as
         self-annotation takes: the best and the worst of more lie further apart, so the policy would seem to err less.
+
+    rule : see `choose`; None for `data.choose_seed`.
+
+    Returns
+    -------
+    DataFrame, a row per pair, with log-probabilities under the policy, which is the reference too; and, where the gold
+    user labelled it, `n_comparisons`: what the label cost, one comparison of two answers or a score of each of more.
 
     Raises
     ------
@@ -106,8 +109,10 @@ def labelled(
     else:
         n_samples = n_samples or params.data.n_seed_samples
         responses = respond(policy, prompts, params.generation, seed, n_samples, shards, who="the SFT model")
-        responses["gold"] = GoldJudge(**params.gold.model_dump()).score(responses["response"])
-        pairs = rank(responses, by="gold")
+        compared = choose(policy, responses, rule or params.data.choose_seed).copy()
+        compared["gold"] = GoldJudge(**params.gold.model_dump()).score(compared["response"])
+        pairs = rank(compared, by="gold")
+        pairs["n_comparisons"] = pairs["prompt_id"].map(n_comparisons(compared))
         if not policy.samples_as_it_scores:
             pairs = rescore(policy, pairs)
     # The policy is the reference itself here.
@@ -138,57 +143,6 @@ def with_implicit_rewards(policy: Policy, responses: pd.DataFrame, beta: float) 
         responses = responses.assign(log_prob=sequence_log_probs(policy, *ids))
     reference = sequence_log_probs(policy, *ids, reference=True)
     return responses.assign(reference_log_prob=reference, implicit_reward=beta * (responses["log_prob"] - reference))
-
-
-def rank(responses: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Pair each prompt's best response with its worst, by a score.
-
-    Parameters
-    ----------
-    responses : rows that share a `prompt_id` compete.
-    by : column of scores, higher is better.
-
-    Returns
-    -------
-    DataFrame, a row per prompt in the order of appearance: `prompt_id`, `prompt`, `prompt_ids`, the texts
-    `chosen` and `rejected`, and what else is known of each, as `chosen_<column>` and `rejected_<column>`.
-    Prompts whose responses are the same text or tie in the score hold no preference and are left out;
-    `attrs["n_without_preference"]` counts them.
-
-    Raises
-    ------
-    ValueError : if no prompt's responses differ in the score, so that there is nothing to learn.
-    """
-    group = responses.groupby("prompt_id", sort=False)[by]
-    best, worst = responses.loc[group.idxmax()], responses.loc[group.idxmin()]
-    best, worst = best.reset_index(drop=True), worst.reset_index(drop=True)
-    prefers = (best[by] > worst[by]) & (best["response"] != worst["response"])
-
-    if not prefers.any():
-        raise ValueError(
-            f"All {len(best)} prompts have responses that tie in {by!r}: sample more responses per prompt, "
-            "longer ones, or at a higher temperature."
-        )
-
-    pairs = best[["prompt_id", "prompt", "prompt_ids"]].copy()
-    pairs["chosen"], pairs["rejected"] = best["response"], worst["response"]
-    for column in _OF_RESPONSE:
-        if column in responses:
-            pairs[f"chosen_{column}"], pairs[f"rejected_{column}"] = best[column], worst[column]
-    pairs = pairs.rename(columns={"chosen_response_ids": "chosen_ids", "rejected_response_ids": "rejected_ids"})
-    pairs = pairs[prefers].reset_index(drop=True)
-    pairs.attrs["n_without_preference"] = int((~prefers).sum())
-    return pairs
-
-
-def with_margins(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Add `margin`, xi_i = R(x, chosen) - R(x, rejected) in reward units, and, where a gold score is known,
-    `agrees_with_gold`: whether the gold user would have chosen the same response.
-    """
-    pairs = pairs.assign(margin=pairs["chosen_implicit_reward"] - pairs["rejected_implicit_reward"])
-    if "chosen_gold" in pairs:
-        pairs["agrees_with_gold"] = pairs["chosen_gold"] > pairs["rejected_gold"]
-    return pairs
 
 
 def encode_pairs(
@@ -249,18 +203,3 @@ def rescore(policy: Policy, pairs: pd.DataFrame, beta: float | None = None) -> p
     for side in ("chosen", "rejected"):
         pairs[f"{side}_implicit_reward"] = beta * (pairs[f"{side}_log_prob"] - pairs[f"{side}_reference_log_prob"])
     return with_margins(pairs)
-
-
-def audit(pairs: pd.DataFrame) -> dict[str, float]:
-    """Count the pairs, and say how large their margins are and, where gold is known, how often they are right."""
-    margins = pairs["margin"]
-    numbers = {
-        "n_pairs": len(pairs),
-        "margin_mean": float(margins.mean()),
-        "margin_median": float(margins.median()),
-        "margin_min": float(margins.min()),
-        "margin_max": float(margins.max()),
-    }
-    if "agrees_with_gold" in pairs:
-        numbers["agreement"] = float(pairs["agrees_with_gold"].mean())
-    return numbers
