@@ -101,9 +101,11 @@ def ask(arguments: list[str]) -> int:
         connection.connect(_socket_of(os.environ.get(ADDRESS, ""), os.environ.get("OMP_NUM_THREADS", "")))
         socket.send_fds(connection, [b"-"], [1, 2])
         asked = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
-        connection.sendall(json.dumps(asked).encode() + b"\n")
-        answer = connection.recv(1)
-        return answer[0] if answer else 1
+        try:
+            connection.sendall(json.dumps(asked).encode() + b"\n")
+            return connection.recv(1)[0]
+        except (OSError, IndexError):
+            return 1  # papermill was killed; that is not undone by beginning again
 
 
 def _socket_of(address: str, threads: int | str) -> str:
