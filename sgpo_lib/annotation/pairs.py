@@ -1,19 +1,21 @@
 """From answers to pairs: which of them compete, which is chosen, and by what margin."""
 
 import bisect
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from sgpo_lib.data.selection import choose_two, two_by_gap
-from sgpo_lib.policy.model import Policy
-from sgpo_lib.policy.scoring import embed_responses
+
+if TYPE_CHECKING:
+    from sgpo_lib.policy.model import Policy
 
 # What a pair keeps of each of its two responses.
 _OF_RESPONSE = ["response_ids", "finished", "log_prob", "reference_log_prob", "implicit_reward", "gold"]
 
 
-def choose(policy: Policy, responses: pd.DataFrame, rule: str) -> pd.DataFrame:
+def choose(policy: "Policy", responses: pd.DataFrame, rule: str) -> pd.DataFrame:
     """Keep of each prompt's responses those that are to compete: all, or two that are worth a comparison.
 
     Parameters
@@ -32,6 +34,8 @@ def choose(policy: Policy, responses: pd.DataFrame, rule: str) -> pd.DataFrame:
         return responses
     states = pd.Series(dtype=object)
     if rule == "aepo":
+        from sgpo_lib.policy.scoring import embed_responses
+
         states = embed_responses(policy, responses["prompt_ids"].tolist(), responses["response_ids"].tolist())
         states = pd.Series([*(states / np.linalg.norm(states, axis=1, keepdims=True))], index=responses.index)
 

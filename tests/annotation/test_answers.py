@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sgpo_lib import annotation, data
+from sgpo_lib.annotation import answers as of_answers
 from sgpo_lib.data.builtin_prompts import builtin_prompts
 from sgpo_lib.params import GenerationParams, LoraParams, ModelParams, load_params
 from sgpo_lib.policy import Policy, embed_responses, sequence_log_probs
@@ -150,7 +151,7 @@ def test_cut_prompts_of_labelled_pairs_keep_their_whole_responses(policy, prompt
 
 def test_labelled_pairs_too_long_to_train_on_are_refused_before_any_is_scored(policy, prompts, monkeypatch):
     pairs = prompts.assign(chosen="Yes. " * 50, rejected="No.")
-    monkeypatch.setattr(annotation.answers, "sequence_log_probs", None)
+    monkeypatch.setattr(of_answers, "sequence_log_probs", None)
     with pytest.raises(
         ValueError, match=rf"{len(pairs)} of {len(pairs)} labelled pairs are longer than seed_dpo\.max_len"
     ):

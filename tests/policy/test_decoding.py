@@ -181,7 +181,7 @@ def test_a_sliding_window_that_an_answer_fits_into_needs_no_fall_back():
 def test_models_that_a_ring_does_not_suit_are_sampled_by_their_own_generate(config, reason):
     model, lengths = random_model(config), [3, 9, 9, 5, 7]
     with pytest.warns(UserWarning, match=reason):
-        drawn = sampling._answers(model, lambda: begin(lengths), 9 + LIMIT, 1.0, STOP, LIMIT, 2)
+        drawn = sampling._answers(model, lambda: begin(lengths), 9 + LIMIT, "generate", 1.0, STOP, LIMIT, 2)
     assert_equal_answers(drawn, [alone(model, answer, 1.0) for answer in begin(lengths)])
 
 
@@ -196,5 +196,5 @@ def test_a_model_that_drops_the_mask_is_noticed_and_sampled_by_its_own_generate(
     with pytest.raises(DecodingError, match="nats per square root of tokens"):
         list(decode(llama, begin(lengths), 1.0, STOP, LIMIT, 4))
     with pytest.warns(UserWarning, match="nats per square root of tokens"):
-        drawn = sampling._answers(llama, lambda: begin(lengths), 5 + LIMIT, 1.0, STOP, LIMIT, 4)
+        drawn = sampling._answers(llama, lambda: begin(lengths), 5 + LIMIT, "generate", 1.0, STOP, LIMIT, 4)
     assert_equal_answers(drawn, [alone(llama, answer, 1.0) for answer in begin(lengths)])

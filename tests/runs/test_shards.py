@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from sgpo_lib import annotation
+from sgpo_lib.annotation import answers
 from sgpo_lib.data.builtin_prompts import builtin_prompts
 from sgpo_lib.params import GenerationParams, LoraParams, ModelParams
 from sgpo_lib.policy import Policy
@@ -180,7 +181,7 @@ def test_responses_of_another_policy_seed_or_law_are_not_mixed_in(policy, tiny_m
 
 def test_an_interrupt_keeps_every_shard_that_was_answered(policy, tmp_path, monkeypatch):
     generation = GenerationParams(**GENERATION, batch_size=4)  # two batches of two answers each: four prompts
-    draw, asked = annotation.answers.generate, []
+    draw, asked = answers.generate, []
 
     def interrupted(*arguments, first_index, **options):
         asked.append(first_index)
@@ -188,7 +189,7 @@ def test_an_interrupt_keeps_every_shard_that_was_answered(policy, tmp_path, monk
             raise KeyboardInterrupt
         return draw(*arguments, first_index=first_index, **options)
 
-    monkeypatch.setattr(annotation.answers, "generate", interrupted)
+    monkeypatch.setattr(answers, "generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         annotation.respond(policy, QUESTIONS, generation, seed=3, shards=tmp_path)
     resumed = annotation.respond(policy, QUESTIONS, generation, seed=3, shards=tmp_path)
@@ -221,14 +222,14 @@ respond_noting(slow, load(sys.argv[1], 0.1), Path(sys.argv[2]))
 
 def respond_noting(note, policy, shards):
     """Respond in shards of two prompts, with a note of the first prompt of each that has to be made."""
-    draw = annotation.answers.generate
+    draw = answers.generate
 
     def noting(*arguments, first_index, **options):
         note(first_index)
         return draw(*arguments, first_index=first_index, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(annotation.answers, "generate", noting)
+        patch.setattr(answers, "generate", noting)
         generation = GenerationParams(**GENERATION, batch_size=8)
         return annotation.respond(policy, QUESTIONS, generation, seed=3, shards=shards, shard_size=2)
 

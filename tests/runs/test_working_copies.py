@@ -47,7 +47,7 @@ def originals(tmp_path):
         (with_outputs, False),
         (lambda cells: cells.append(cell("More prose.", "markdown")), False),
         (lambda cells: cells.append(cell("radius = 1")), True),
-        (lambda cells: cells.pop(), True),
+        (lambda cells: cells.remove([each for each in cells if each["cell_type"] == "code"][-1]), True),
     ],
     ids=["empty cell", "blank cell", "parameters", "outputs", "prose", "another cell", "a cell less"],
 )
