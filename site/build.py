@@ -71,6 +71,9 @@ def prepare(notebook: dict, page: str, executed: bool, flipbooks: dict[str, Call
         note = ":::{note}\nThis notebook was not executed for these pages: run it with `make lab`.\n:::"
         notebook["cells"].insert(1, {"cell_type": "markdown", "id": "not-executed", "metadata": {}, "source": note})
         flipbooks = {**flipbooks, "panel": panels.play_the_adversary}
+    injected = any("injected-parameters" in cell["metadata"].get("tags", []) for cell in notebook["cells"])
+    if injected:  # which repeats what the parameters cell says, with this run's values
+        notebook["cells"] = [cell for cell in notebook["cells"] if "parameters" not in cell["metadata"].get("tags", [])]
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code":
             continue
