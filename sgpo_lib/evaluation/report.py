@@ -25,7 +25,7 @@ def timing_table(run: Run) -> pd.DataFrame:
     the process's largest resident memory. `other` and `total` are missing where papermill did not run it.
     """
     rows = {}
-    for step in _steps(run):
+    for step in run.step("evaluation").history:
         record = step.record()
         row = {part: record["seconds"].get(part, 0.0) for part in PARTS}
         executed = executed_notebook(step)
@@ -190,22 +190,9 @@ def _result(run: Run) -> dict[str, Any]:
         "method": run.method,
         "seed": run.seed,
         "summary": run.step("evaluation").load("summary.json"),
-        "metrics": {_name(step, run): step.record()["metrics"] for step in _steps(run)},
+        "metrics": {_name(step, run): step.record()["metrics"] for step in run.step("evaluation").history},
         "environment": run.step("evaluation").record()["environment"],
     }
-
-
-def _steps(run: Run) -> list[Step]:
-    """All steps that a run's evaluation was made from, the earliest first."""
-    steps: dict[Path, Step] = {}
-
-    def visit(step: Step) -> None:
-        for before in step.inputs:
-            visit(before)
-        steps.setdefault(step.record_file, step)
-
-    visit(run.step("evaluation"))
-    return list(steps.values())
 
 
 def _name(step: Step, run: Run) -> str:

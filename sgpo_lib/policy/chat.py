@@ -81,7 +81,8 @@ class Conversation:
         return drawn.iloc[0].to_dict()
 
 
-def _lines() -> Iterator[str]:
+def typed_lines() -> Iterator[str]:
+    """Give what is typed, line by line, until an empty line or the end of the input."""
     prompt = "> " if sys.stdin.isatty() else ""
     with contextlib.suppress(EOFError):
         while line := input(prompt).strip():
@@ -90,7 +91,7 @@ def _lines() -> Iterator[str]:
 
 def chat(conversation: Conversation, beta: float | None) -> None:
     """Answer line by line; what cannot be answered is said, and the conversation goes on."""
-    for line in _lines():
+    for line in typed_lines():
         try:
             # One bar for each answer and each score would be longer than the answers.
             with contextlib.redirect_stderr(io.StringIO()):

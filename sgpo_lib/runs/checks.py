@@ -65,17 +65,8 @@ def check_all(steps: "list[Step]", round_at_hand: int | None) -> None:
     ------
     FileNotFoundError, ValueError : saying what is missing, or differs, and which notebook makes it.
     """
-    done: set[str] = set()
-
-    def visit(step: "Step") -> None:
-        if step.key not in done:
-            done.add(step.key)
-            for before in step.inputs:
-                visit(before)
-            _check(step, round_at_hand)
-
-    for step in steps:
-        visit(step)
+    for each in {each.key: each for step in steps for each in step.history}.values():
+        _check(each, round_at_hand)
 
 
 def check_made_with(step: "Step", made_with: dict[str, Any]) -> None:

@@ -121,6 +121,20 @@ class Node:
         return [self.run.seed_only.step("evaluation"), *(step("leader", t) for t in self.run.rounds)]
 
     @property
+    def history(self) -> list["Node"]:
+        """All steps that this one was made from, each once and the earliest first, and itself."""
+        nodes: dict[Path, Node] = {}
+
+        def visit(node: Node) -> None:
+            for before in node.inputs:
+                if before.record_file not in nodes:
+                    visit(before)
+            nodes.setdefault(node.record_file, node)
+
+        visit(self)
+        return list(nodes.values())
+
+    @property
     def seed(self) -> int:
         """Random seed of this step: differs between run seeds, steps and rounds, is the same for all methods."""
         text = f"{self.run.seed}/{self.name}/{self.round}"

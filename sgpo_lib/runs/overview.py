@@ -15,19 +15,8 @@ def overview(run: Run) -> pd.DataFrame:
     "to do again" where what it was made from has changed), `minutes` that a finished one computed, and `finished`.
     The first row that is not done is the next to be made.
     """
-    rows = [_row(step) for step in steps_of(run)]
+    rows = [_row(step) for step in run.step("evaluation").history]
     return pd.DataFrame(rows).set_index("notebook")
-
-
-def steps_of(run: Run) -> list[Step]:
-    """Return the steps of a run in the order in which they are made, the evaluation of the seed among them."""
-    steps = [run.step("seed_dpo")]
-    for t in run.rounds:
-        kinds = ("annotation", "follower", "leader") if run.params.leader.faces_follower else ("annotation", "leader")
-        steps += [run.step(kind, t) for kind in kinds]
-    if run.rounds:
-        steps.append(run.seed_only.step("evaluation"))
-    return [*steps, run.step("evaluation")]
 
 
 def _row(step: Step) -> dict[str, object]:

@@ -10,12 +10,12 @@ import argparse
 import contextlib
 import io
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from sgpo_lib.judges.gold import GoldJudge
+from sgpo_lib.policy.chat import typed_lines
 from sgpo_lib.policy.model import Policy
 from sgpo_lib.policy.sampling import generate
 from sgpo_lib.policy.scoring import sequence_log_probs
@@ -105,13 +105,6 @@ def as_text(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _lines() -> Iterator[str]:
-    prompt = "> " if sys.stdin.isatty() else ""
-    with contextlib.suppress(EOFError):
-        while line := input(prompt).strip():
-            yield line
-
-
 def main() -> None:
     """Read the command line, load the run's policies, and answer line by line."""
     parser = argparse.ArgumentParser(prog="python -m sgpo_lib.steps.talk", description=__doc__.splitlines()[0])
@@ -123,7 +116,7 @@ def main() -> None:
     try:
         talk = Talk(Run.open(asked.params_file, asked.seed, asked.method, asked.overrides))
         print(f"{', '.join(talk.weights)} listen; an empty line ends it.")
-        for number, line in enumerate(_lines()):
+        for number, line in enumerate(typed_lines()):
             try:
                 print(as_text(talk.ask(line, number)), flush=True)
             except ValueError as error:

@@ -1,7 +1,5 @@
 """The panel in JavaScript: it solves what the library solves, and keeps up with a dragging hand."""
 
-import shutil
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,20 +7,14 @@ import pytest
 from sgpo_lib.follower import RangeSupport, logistic_loss, tangents, worst_case
 from sgpo_lib.plots.play import play_the_adversary
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PANEL = "document.querySelector('.play')"
 
 
-@pytest.fixture(scope="module")
-def page():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: `apt-get install chromium` to test the panel")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser.new_page(viewport={"width": 1000, "height": 700})
-        browser.close()
+@pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport={"width": 1000, "height": 700})
+    yield page
+    page.close()
 
 
 def test_it_finds_the_library_s_worst_case(page):

@@ -3,12 +3,12 @@
 from made_up import compute, make_graph, write_params
 
 from sgpo_lib.runs import Run
-from sgpo_lib.runs.overview import overview, steps_of
+from sgpo_lib.runs.overview import overview
 
 
 def test_the_first_row_that_is_not_done_is_the_next_step(tmp_path):
     run = Run.open(write_params(tmp_path))
-    for n_done, step in enumerate(steps_of(run)):
+    for n_done, step in enumerate(run.step("evaluation").history):
         states = overview(run)["state"].tolist()
         assert states == ["done"] * n_done + ["to do"] * (len(states) - n_done)
         assert overview(run).index[n_done] == step.notebook
