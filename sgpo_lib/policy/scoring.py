@@ -193,8 +193,8 @@ def sampled_kl(policy: Policy, responses: pd.DataFrame, temperature: float) -> n
     """One-sample estimates of KL(pi || SFT) in nats per response, shape (N,); single ones can be negative.
 
     Both laws are taken at the sampling temperature and in the type that answers are drawn in, so the mean estimates
-    the divergence of what is deployed. The policy's own log-probability comes from sampling. Rounding in bfloat16 adds a floor of
-    a fraction of a nat, and noise to each response (`benchmarks/scoring_is_exact_and_fast.py`).
+    the divergence of what is deployed. The policy's own log-probability comes from sampling. Rounding in bfloat16
+    adds a floor of a fraction of a nat, and noise to each response (`benchmarks/scoring_is_exact_and_fast.py`).
     """
     ids = responses["prompt_ids"], responses["response_ids"]
     reference = sequence_log_probs(policy, *ids, reference=True, temperature=temperature, dtype="auto")
