@@ -58,3 +58,21 @@ def write_tiny_model(folder: Path) -> Path:
     model.generation_config.eos_token_id = stop
     model.save_pretrained(folder)
     return folder
+
+
+def changed_policy(folder: Path, lora, scale: float = 0.3):
+    """Load the model and move what training changes by seeded noise, as a training would."""
+    import torch
+
+    from sgpo_lib.params import ModelParams
+    from sgpo_lib.policy import Policy
+
+    policy = Policy.load(ModelParams(name_or_path=str(folder), device="cpu", dtype="float32", lora=lora))
+    policy.make_trainable(0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            if parameter.requires_grad:
+                parameter += scale * torch.randn(parameter.shape, generator=generator)
+    policy.model.eval()
+    return policy

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small_model import changed_policy
 
 from sgpo_lib import annotation, data
 from sgpo_lib.annotation import answers as of_answers
@@ -21,16 +22,7 @@ BETA = 0.3
 
 @pytest.fixture(scope="module")
 def policy(tiny_model):
-    lora = LoraParams(r=4, lora_alpha=8)
-    policy = Policy.load(ModelParams(name_or_path=str(tiny_model), device="cpu", dtype="float32", lora=lora))
-    policy.make_trainable(0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in policy.model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    policy.model.eval()
-    return policy
+    return changed_policy(tiny_model, LoraParams(r=4, lora_alpha=8))
 
 
 @pytest.fixture(scope="module")

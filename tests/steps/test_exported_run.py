@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from small_model import changed_policy
 from transformers import AutoModelForCausalLM
 
 from sgpo_lib.params import ModelParams
-from sgpo_lib.policy import Policy
 from sgpo_lib.runs import Run
 from sgpo_lib.runs.store import sha256_of
 from sgpo_lib.steps import card, export
@@ -41,20 +41,9 @@ def make(step, metrics, **artefacts):
     step.finish(metrics)
 
 
-def trained(run):
-    policy = Policy.load(run.params.model)
-    policy.make_trainable(0)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in policy.model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return policy
-
-
 def finish(run):
     """A finished run of one round, whose policies are random changes of the tiny model."""
-    policy = trained(run)
+    policy = changed_policy(run.params.model.name_or_path, run.params.model.lora, 0.1)
     make(run.step("seed_dpo"), {"n_pairs": 7}, policy=policy)
     make(run.step("annotation", 1), {})
     make(run.step("follower", 1), {"radius": 0.0123})

@@ -35,7 +35,7 @@ def test_the_seed_step_leaves_labels_policy_and_record(seeded):
 
 
 def annotated(run, tied=()):
-    """Annotate the first round of a run, and solve for the worst case of the pairs that are not tied."""
+    """Annotate the first round of a run; return the pairs that are not tied."""
     params, step = run.params, run.step("annotation", 1).begin()
     policy = steps.load_policy(step)
     labelled = run.step("seed_dpo").load("prompts.parquet")
@@ -48,10 +48,16 @@ def annotated(run, tied=()):
     step.save("pairs.parquet", pairs)
     step.save("labelled_margins.parquet", pd.DataFrame({"margin": [0.1]}))
     step.finish()
-    pairs = annotation.preferred(pairs)
+    return annotation.preferred(pairs)
+
+
+def solved(run, pairs, radius):
+    """Solve for the worst case of the first round's pairs, and return it."""
     step = run.step("follower", 1).begin()
-    step.save("worst_case.parquet", pd.DataFrame(follower.worst_case(pairs["margin"], 0.3).per_pair()))
-    step.finish()
+    worst = follower.worst_case(pairs["margin"], radius)
+    step.save("worst_case.parquet", pd.DataFrame(worst.per_pair()))
+    step.finish(worst.summary())
+    return worst
 
 
 @pytest.mark.parametrize("reference", ["previous", "initial"])
@@ -61,7 +67,7 @@ def test_replayed_rows_are_seed_pairs_in_place_of_as_many_measured_from_the_same
         seeded.params.root / "params/tiny.yaml",
         overrides={"data.label_noise": 0.25, "data.n_calibration": 4} | overrides,
     )
-    annotated(run)
+    solved(run, annotated(run), 0.3)
     step = run.step("leader", 1).begin()
     plain, policy = steps.round_update(step), steps.load_policy(step)
     update = steps.with_replay(step, policy, plain)
@@ -80,7 +86,7 @@ def test_replayed_rows_are_seed_pairs_in_place_of_as_many_measured_from_the_same
 
 
 def test_pairs_without_a_preference_keep_their_rows_where_rows_are_weighed(seeded):
-    annotated(seeded, tied=[1])
+    solved(seeded, annotated(seeded, tied=[1]), 0.3)
     overrides = {"data.label_noise": 0.25, "data.n_calibration": 4}
     file = seeded.params.root / "params/tiny.yaml"
 
@@ -102,7 +108,7 @@ def test_pairs_without_a_preference_keep_their_rows_where_rows_are_weighed(seede
 
 
 def test_another_shuffle_trains_the_same_rows_in_another_order(seeded):
-    annotated(seeded)
+    solved(seeded, annotated(seeded), 0.3)
     overrides = {"data.label_noise": 0.25, "data.n_calibration": 4, "leader.per_device_train_batch_size": 1}
     logs = []
     for shuffle in (0, 0, 3):
@@ -114,25 +120,11 @@ def test_another_shuffle_trains_the_same_rows_in_another_order(seeded):
 
 
 def test_a_round_is_updated_on_its_worst_case_from_the_policy_before(seeded):
-    params, step = seeded.params, seeded.step("annotation", 1).begin()
-    policy = steps.load_policy(step)
-    labelled = seeded.step("seed_dpo").load("prompts.parquet")
-    pool = data.prepare(params.data, params.root, 0, labelled=labelled).rounds[0]
-    responses = annotation.respond(policy, pool, params.generation, step.seed)
-    responses = annotation.with_implicit_rewards(policy, responses, params.beta)
-    pairs = annotation.with_margins(annotation.rank(responses, by="implicit_reward"))
-    step.save("responses.parquet", responses)
-    step.save("pairs.parquet", pairs)
-    step.save("labelled_margins.parquet", pd.DataFrame({"margin": [0.1]}))
-    step.finish()
+    pairs = annotated(seeded)
     with pytest.raises(FileNotFoundError, match="03_dro_reweighting"):
         steps.round_update(seeded.step("leader", 1))
 
-    step = seeded.step("follower", 1).begin()
-    worst = follower.worst_case(pairs["margin"], params.follower.radius)
-    step.save("worst_case.parquet", pd.DataFrame(worst.per_pair()))
-    step.finish(worst.summary())
-
+    worst = solved(seeded, pairs, seeded.params.follower.radius)
     step = seeded.step("leader", 1).begin()
     update = steps.round_update(step)
     assert update.counts == {"n_rows": len(pairs), "n_moved": (worst.moved > 0).sum()}
